@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.modules.proof import prove_module
     from mmdeploy_ext.proving.parts.api import export_parts
     from mmdeploy_ext.proving.parts.swap import with_parts
-    from mmdeploy_ext.runtime.opening import open_model
+    from mmdeploy_ext.runtime.detect import open_model
     from mmdeploy_ext.spec.registry import register_family
 
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # ONNX Runtime reads it when it is imported
@@ -38,7 +38,7 @@ _MODULES = {
     'Family': 'mmdeploy_ext.families.base',
     'export': 'mmdeploy_ext.api',
     'export_parts': 'mmdeploy_ext.proving.parts.api',
-    'open_model': 'mmdeploy_ext.runtime.opening',
+    'open_model': 'mmdeploy_ext.runtime.detect',
     'prove': 'mmdeploy_ext.api',
     'prove_module': 'mmdeploy_ext.proving.modules.proof',
     'register_family': 'mmdeploy_ext.spec.registry',

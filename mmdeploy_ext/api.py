@@ -27,7 +27,7 @@ from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.engines.registry import engine_settings
 from mmdeploy_ext.families.base import DETECTOR, refuse
 from mmdeploy_ext.families.detector import TRACED, Detector, fit, read_config
-from mmdeploy_ext.proving.claims import Claims
+from mmdeploy_ext.proving.proof import Claims
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.spec.options import MADE_FOR, TARGETS, Target
 
@@ -419,7 +419,7 @@ def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
 
 def ask_read(detector: Detector, request: ProofRequest, out: str | Path) -> int:
     """Write the inputs of a proof for `record.py`; return their number. See `ask`."""
-    from mmdeploy_ext.base.folders import replaced_folder
+    from mmdeploy_ext.base.files import replaced_folder
     from mmdeploy_ext.proving.recorded.calls import Ask
 
     kind = kind_of(detector.family)

@@ -41,7 +41,7 @@ LAZY = {
         'mmdeploy_ext.proving.parts.swap',
         'mmdeploy_ext.families.base',
         'mmdeploy_ext.proving.modules.proof',
-        'mmdeploy_ext.runtime.opening',
+        'mmdeploy_ext.runtime.detect',
     },
     'mmdeploy_ext.families.base': {'mmdeploy_ext.families.common.upstream_layers'},
     'mmdeploy_ext.spec.registry': {'mmdeploy_ext.families.catalogue'},
@@ -62,7 +62,7 @@ OF_FILES = {
     'mmdeploy_ext.graphs.passes.shapes',
     'mmdeploy_ext.bench.kit.judge',
     'mmdeploy_ext.bench.precision.calibration_sets',
-    'mmdeploy_ext.runtime.opening',
+    'mmdeploy_ext.runtime.detect',
 }
 """Modules that know files alone, and ask their metadata for the kind of sample."""
 WORDS = {

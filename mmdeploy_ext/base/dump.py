@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.base.errors import ConfigError, DataError, shape_text
-from mmdeploy_ext.base.file_names import path_in
-from mmdeploy_ext.base.files import read_json, write_json
-from mmdeploy_ext.base.folders import replaced_folder
+from mmdeploy_ext.base.files import path_in, read_json, replaced_folder, write_json
 
 MANIFEST = 'manifest.json'
 SAMPLES = 'samples.json'

@@ -140,7 +140,7 @@ def write_of_detector(args: argparse.Namespace) -> dict[str, Any]:
 
 def write_of_parts(args: argparse.Namespace) -> dict[str, Any]:
     """Write the kit of a folder of `mm2onnx export --parts`; return its manifest."""
-    from mmdeploy_ext.bench.kit.parts import write_parts_kit
+    from mmdeploy_ext.bench.kit.modules import write_parts_kit
     from mmdeploy_ext.proving.parts.folder import CutFolder
 
     folder = CutFolder.read(args.folder)
@@ -155,7 +155,7 @@ def write_of_module(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError('--inputs or --samples: pass samples to run')
 
     from mmdeploy_ext.bench.kit.modules import write_module_kit
-    from mmdeploy_ext.proving.modules.loading import make_module, make_samples, read_samples
+    from mmdeploy_ext.proving.modules.calls import make_module, make_samples, read_samples
     from mmdeploy_ext.proving.modules.proof import ModuleProof
     from mmdeploy_ext.upstream import compat
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.proving.parts.model import ModelFactory
+    from mmdeploy_ext.proving.parts.export import ModelFactory
 
 LIST, SAMPLES = 'list', 'samples'
 """Words in place of parts."""
@@ -67,7 +67,7 @@ def add_samples(add: Any) -> None:
 def open_model(args: argparse.Namespace) -> tuple[ModelFactory, list[dict[str, Any]]]:
     """Model and samples of the arguments; no samples without `--samples`."""
     from mmdeploy_ext.cli.proof import print_replaced
-    from mmdeploy_ext.proving.parts.model import read_model
+    from mmdeploy_ext.proving.parts.export import read_model
     from mmdeploy_ext.proving.parts.samples import samples_of
 
     if args.device != 'cpu':
@@ -98,7 +98,7 @@ class PartsOfRefused:
 def parts_of_refused(args: argparse.Namespace) -> PartsOfRefused | None:
     """Return the parts of a refused config, tried with `--check`; None: the model cannot be read."""
     from mmdeploy_ext.base.unregistered import missing_types
-    from mmdeploy_ext.proving.parts.model import read_model
+    from mmdeploy_ext.proving.parts.export import read_model
 
     overrides = shared.parse_cfg_options(args.cfg_options)
     try:
@@ -131,10 +131,9 @@ def exporting_parts(config: str, checkpoint: str | None, overrides: Mapping[str,
     Without a checkpoint weights are drawn; without a data set samples are those of `--parts samples`.
     """
     from mmdeploy_ext.cli.weights_app import write_weights
+    from mmdeploy_ext.proving.parts.export import read_model
     from mmdeploy_ext.proving.parts.listing import candidates_of, proposal_of
-    from mmdeploy_ext.proving.parts.model import read_model
-    from mmdeploy_ext.proving.parts.samples import samples_of
-    from mmdeploy_ext.proving.parts.skeleton import skeleton_of
+    from mmdeploy_ext.proving.parts.samples import samples_of, skeleton_of
 
     cfg, words = read_model(config, '', overrides).cfg, []
     with tempfile.TemporaryDirectory(prefix='mm2onnx_') as folder:
@@ -161,8 +160,8 @@ def run(args: argparse.Namespace) -> int:
 
         check_opset(args.opset_version, args.exporter)
     if args.parts == [SAMPLES]:
-        from mmdeploy_ext.proving.parts.model import read_model
-        from mmdeploy_ext.proving.parts.skeleton import skeleton_of
+        from mmdeploy_ext.proving.parts.export import read_model
+        from mmdeploy_ext.proving.parts.samples import skeleton_of
 
         overrides = shared.parse_cfg_options(args.cfg_options)
         print(skeleton_of(read_model(args.config, args.checkpoint, overrides).cfg), end='')
@@ -233,8 +232,8 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_test(args: argparse.Namespace) -> int:
     """Evaluate PyTorch and the parts; 1 if a metric differs by more than its tolerance."""
-    from mmdeploy_ext.proving.parts.evaluation import compare_on_dataset
     from mmdeploy_ext.proving.parts.folder import CutFolder
+    from mmdeploy_ext.proving.parts.swap import compare_on_dataset
 
     folder = CutFolder.read(args.parts)
     factory, _ = open_model(args)
@@ -258,7 +257,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_benchmark(args: argparse.Namespace) -> int:
     cli.check_minimums(args, max_iter=1, warmup=0)
-    from mmdeploy_ext.bench.benchmark.parts import time_parts
+    from mmdeploy_ext.bench.benchmark.images import time_parts
     from mmdeploy_ext.proving.parts.folder import CutFolder
 
     folder = CutFolder.read(args.parts)

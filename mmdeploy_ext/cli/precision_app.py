@@ -140,8 +140,7 @@ def calibrated(args: argparse.Namespace) -> dict[str, Any]:
     """The calibrated quantiser of the graph that can be INT8, as arguments of `Planner`."""
     from mmdeploy_ext.bench.precision.calibration_sets import calibration_set
     from mmdeploy_ext.bench.precision.dense_target import find_graph
-    from mmdeploy_ext.exporting.int8.dense import DenseQuantiser
-    from mmdeploy_ext.exporting.int8.dense_layers import DenseGraph
+    from mmdeploy_ext.exporting.int8.dense import DenseGraph, DenseQuantiser
     from mmdeploy_ext.graphs.io import files
     from mmdeploy_ext.graphs.passes.fp16 import of_opset
     from mmdeploy_ext.spec.metadata import read_metadata
@@ -174,7 +173,7 @@ def with_tolerances(model: onnx.ModelProto, detector: Detector) -> onnx.ModelPro
 
 def write(output: Path, source: Path, models: dict[str, Any]) -> None:
     """Write a file, or a folder with the other files of `source`."""
-    from mmdeploy_ext.base.folders import replaced_folder
+    from mmdeploy_ext.base.files import replaced_folder
     from mmdeploy_ext.graphs.io import files
     from mmdeploy_ext.runtime.exported import files_of_family
     from mmdeploy_ext.spec.metadata import read_metadata

@@ -19,11 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.bench.precision.calibration_sets import CalibrationSet
-    from mmdeploy_ext.bench.precision.dense_nncf import NncfQuantiser
-    from mmdeploy_ext.bench.precision.dense_target import Target
-    from mmdeploy_ext.bench.precision.difference import Difference
-    from mmdeploy_ext.exporting.int8.dense import DenseQuantiser
-    from mmdeploy_ext.exporting.int8.dense_layers import DenseGraph
+    from mmdeploy_ext.bench.precision.damage import Difference
+    from mmdeploy_ext.bench.precision.dense_target import NncfQuantiser, Target
+    from mmdeploy_ext.exporting.int8.dense import DenseGraph, DenseQuantiser
     from mmdeploy_ext.exporting.precision_plan import Plan
     from mmdeploy_ext.spec.metadata import Metadata
 
@@ -127,10 +125,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.bench.precision.calibration_sets import calibration_set
-    from mmdeploy_ext.bench.precision.dense_probe import compare_outputs
-    from mmdeploy_ext.bench.precision.dense_target import find_target
-    from mmdeploy_ext.exporting.int8.dense import finish_model, layers_in_int8, record
-    from mmdeploy_ext.exporting.int8.dense_layers import DenseGraph
+    from mmdeploy_ext.bench.precision.dense_target import compare_outputs, find_target
+    from mmdeploy_ext.exporting.int8.dense import DenseGraph, finish_model, layers_in_int8, record
     from mmdeploy_ext.graphs.io import files
     from mmdeploy_ext.spec.metadata import Metadata
 
@@ -168,7 +164,7 @@ def _check_reports(args: argparse.Namespace, target: Target) -> None:
 def _quantiser(
     args: argparse.Namespace, graph: DenseGraph, images: CalibrationSet
 ) -> DenseQuantiser | NncfQuantiser:
-    from mmdeploy_ext.bench.precision.dense_nncf import NncfQuantiser
+    from mmdeploy_ext.bench.precision.dense_target import NncfQuantiser
     from mmdeploy_ext.exporting.int8.dense import DenseQuantiser
 
     if args.engine == 'openvino':
@@ -213,7 +209,7 @@ def quantisation_facts(
     quantised = sum(graph.layer(name).parameters for name in layers)
     parameters = sum(layer.parameters for layer in graph.layers)
     if args.engine == 'openvino':
-        from mmdeploy_ext.bench.precision.dense_nncf import require_nncf
+        from mmdeploy_ext.bench.precision.dense_target import require_nncf
 
         quantiser, method = f'NNCF {require_nncf().__version__}', "NNCF's own"
     else:

@@ -123,7 +123,7 @@ def _inspect(engine_path: str) -> Any:
     import json
 
     from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
-    from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+    from mmdeploy_ext.engines.tensorrt.binding import find_gpu
     from mmdeploy_ext.engines.tensorrt.record import read_record
 
     gpu = find_gpu()
@@ -162,7 +162,7 @@ def _describe(args: argparse.Namespace) -> int:
 
 
 def _verify(engine_path: str, onnx_path: str | None) -> int:
-    from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+    from mmdeploy_ext.engines.tensorrt.binding import find_gpu
     from mmdeploy_ext.engines.tensorrt.record import read_record
     from mmdeploy_ext.proving import tensorrt as tensorrt_proof
     from mmdeploy_ext.spec.comparison import equality_claim, is_equal

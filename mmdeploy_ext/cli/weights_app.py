@@ -120,7 +120,7 @@ def model_and_test(
     if detector is not None:
         model, cfg = detector.model, detector.cfg
     else:
-        from mmdeploy_ext.proving.parts.model import read_model
+        from mmdeploy_ext.proving.parts.export import read_model
 
         unloaded = read_model(config, '', cfg_options)
         model, cfg = unloaded.build(), unloaded.cfg

@@ -186,7 +186,7 @@ def title_of(name: str) -> str:
 
 
 def gpu_name() -> str:
-    from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+    from mmdeploy_ext.engines.tensorrt.binding import find_gpu
 
     gpu = find_gpu(0)
     return gpu.name if gpu else ''

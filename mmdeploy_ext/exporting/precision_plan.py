@@ -15,8 +15,14 @@ from onnx import TensorProto, numpy_helper
 
 from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.base.typed_json import JsonDataclass, Mismatch, parse_json, read
-from mmdeploy_ext.exporting.int8.dense import QUANTISE, RANGES, DenseQuantiser, finish_model
-from mmdeploy_ext.exporting.int8.dense_layers import DenseGraph, is_quantised
+from mmdeploy_ext.exporting.int8.dense import (
+    QUANTISE,
+    RANGES,
+    DenseGraph,
+    DenseQuantiser,
+    finish_model,
+    is_quantised,
+)
 from mmdeploy_ext.graphs import edits
 from mmdeploy_ext.graphs.io.index import Index
 from mmdeploy_ext.graphs.passes.fp16 import LOWER, of_opset, to_lower

@@ -15,8 +15,7 @@ from typing import Any
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.base.files import atomic_path
 from mmdeploy_ext.base.source_code import versions
-from mmdeploy_ext.exporting.sparse.fold import fold
-from mmdeploy_ext.exporting.sparse.order import reorder
+from mmdeploy_ext.exporting.sparse.fold import fold, reorder
 from mmdeploy_ext.exporting.sparse.ranges import Ranges, from_amax
 from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import BACKBONE

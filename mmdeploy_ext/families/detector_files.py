@@ -10,8 +10,13 @@ import onnx
 import torch
 
 from mmdeploy_ext.base.errors import ConfigError, ModelFileError, UsageError
-from mmdeploy_ext.base.files import check_writable, will_write
-from mmdeploy_ext.base.folders import check_replaceable, check_replaceable_file, replaced_folder
+from mmdeploy_ext.base.files import (
+    check_replaceable,
+    check_replaceable_file,
+    check_writable,
+    replaced_folder,
+    will_write,
+)
 from mmdeploy_ext.base.source_code import versions
 from mmdeploy_ext.base.typed_json import Mismatch, plain, read
 from mmdeploy_ext.exporting import export

@@ -49,7 +49,7 @@ def compare_models(
     """Run two models and compare their outputs by name, without ONNX Runtime's optimisations.
 
     - `feeds`: sets of inputs (name -> array) for both models.
-    - `rtol`: relative to the largest absolute finite value of a slice (`spec/slices.py`); outputs other
+    - `rtol`: relative to the largest absolute finite value of a slice (`spec/comparison.py`); outputs other
       than floats have to be equal.
     - `any_float`: cast inputs to the dtypes that each model takes; compare outputs in the width of `before`.
 

@@ -13,9 +13,9 @@ import onnx
 from onnx import numpy_helper
 
 from mmdeploy_ext.base.arrays import ArrayDistance
-from mmdeploy_ext.graphs.diff.align import align
 from mmdeploy_ext.graphs.diff.program import Constants, Program
-from mmdeploy_ext.graphs.diff.structure import attributes, changes, constant_change, exact_text
+from mmdeploy_ext.graphs.diff.structure import align, attributes, changes, constant_change, exact_text
+from mmdeploy_ext.graphs.io.files import module_path
 from mmdeploy_ext.graphs.io.index import (
     Index,
     all_nodes,
@@ -28,7 +28,6 @@ from mmdeploy_ext.graphs.io.index import (
     opsets_of,
     schema_of,
 )
-from mmdeploy_ext.graphs.io.modules import module_path
 from mmdeploy_ext.spec.results import GraphDifference
 
 IGNORED_CHANGES = ('metadata',)

@@ -14,9 +14,8 @@ from mmdeploy_ext.proving.pictures import compare_outputs
 from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.tasks import match
-from mmdeploy_ext.spec.bars import Bars, accept_rate, bars_of
 from mmdeploy_ext.spec.comparison import compare_tensors
-from mmdeploy_ext.spec.results import Case, TensorRow
+from mmdeploy_ext.spec.results import Bars, Case, TensorRow, accept_rate, bars_of
 from mmdeploy_ext.spec.verdict import AGREES, Finding, Verdict
 
 if TYPE_CHECKING:

@@ -36,20 +36,18 @@ from mmdeploy_ext.proving.frames import (
 )
 from mmdeploy_ext.proving.not_shown import Watch, unreached
 from mmdeploy_ext.proving.proof import Unread, finish, not_loaded
-from mmdeploy_ext.proving.recorded.stepper import RecordedStepper
+from mmdeploy_ext.proving.recorded.calls import RecordedStepper
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.runtime.tasks import bbox3d
-from mmdeploy_ext.spec.bars import tensor_text
 from mmdeploy_ext.spec.matching import too_few
-from mmdeploy_ext.spec.results import Case, DetectionRow
+from mmdeploy_ext.spec.results import Case, DetectionRow, tensor_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.drive_run import DriveBars
-    from mmdeploy_ext.proving.proof import Proof
+    from mmdeploy_ext.proving.proof import Claims, Proof
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
     from mmdeploy_ext.spec.comparison import Rounding
     from mmdeploy_ext.spec.memory import MemorySpec

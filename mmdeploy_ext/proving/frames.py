@@ -40,23 +40,20 @@ from mmdeploy_ext.proving.proof import (
     without_weights,
 )
 from mmdeploy_ext.proving.provenance import companion_checks
-from mmdeploy_ext.proving.recorded.stepper import RecordedStepper
+from mmdeploy_ext.proving.recorded.calls import RecordedStepper
 from mmdeploy_ext.runtime.tasks import NEEDED_BY_LISTS, bbox3d, match, task_module
-from mmdeploy_ext.spec.bars import Bars, bars_of
 from mmdeploy_ext.spec.comparison import compare_tensors
-from mmdeploy_ext.spec.matching import total_reasons
+from mmdeploy_ext.spec.matching import Ties, total_reasons
 from mmdeploy_ext.spec.metadata import least_precision
-from mmdeploy_ext.spec.results import Case, Check, DetectionRow, Pair, failed_detections
+from mmdeploy_ext.spec.results import Bars, Case, Check, DetectionRow, Pair, bars_of, failed_detections
 from mmdeploy_ext.spec.tensors import GraphSpec
-from mmdeploy_ext.spec.ties import Ties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.families.contracts import Contract
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.claims import Claims
-    from mmdeploy_ext.proving.proof import ExportedFile, Proof
+    from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
     from mmdeploy_ext.spec.metadata import Metadata

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.engines import BACKENDS
 from mmdeploy_ext.runtime.tasks import place_text
-from mmdeploy_ext.spec.bars import accept_masks, accept_rate
+from mmdeploy_ext.spec.results import accept_masks, accept_rate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,8 +18,7 @@ from mmdeploy_ext.base.files import read_json, write_json
 from mmdeploy_ext.engines import BACKENDS, title_of
 from mmdeploy_ext.families.evaluate.evaluation import build_dataset, evaluate
 from mmdeploy_ext.families.evaluate.loop import run_dataset
-from mmdeploy_ext.spec.bars import bars_of
-from mmdeploy_ext.spec.results import MetricRow
+from mmdeploy_ext.spec.results import MetricRow, bars_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -21,7 +21,7 @@ from mmdeploy_ext.base.source_code import copied_file, copied_libraries, parts_o
 from mmdeploy_ext.graphs.io.index import all_nodes
 from mmdeploy_ext.runtime.panoptic import Segments
 from mmdeploy_ext.runtime.preprocess.pipeline_rule import steps_of
-from mmdeploy_ext.spec.ties import numbers_of
+from mmdeploy_ext.spec.matching import numbers_of
 from mmdeploy_ext.upstream.models.building import data_class, makes_samples
 
 if TYPE_CHECKING:

@@ -68,7 +68,6 @@ from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
 from mmdeploy_ext.runtime.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
-from mmdeploy_ext.spec.bars import FLOAT32, bars_of
 from mmdeploy_ext.spec.comparison import (
     compare_named,
     compare_tensors,
@@ -77,11 +76,10 @@ from mmdeploy_ext.spec.comparison import (
     order_rows,
     shape_rows,
 )
-from mmdeploy_ext.spec.matching import matched_rows, total_reasons
+from mmdeploy_ext.spec.matching import Ties, matched_rows, total_reasons
 from mmdeploy_ext.spec.options import LIMITS
-from mmdeploy_ext.spec.results import Case, DetectionRow, Pair, failed_detections
+from mmdeploy_ext.spec.results import FLOAT32, Case, DetectionRow, Pair, bars_of, failed_detections
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL, VALID
-from mmdeploy_ext.spec.ties import Ties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -92,14 +90,12 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.families.reference import ImageReference
-    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
-    from mmdeploy_ext.proving.proof import ExportedFile, Proof
+    from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
     from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
-    from mmdeploy_ext.spec.bars import Bars
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.options import Options
-    from mmdeploy_ext.spec.results import GraphResult, PreprocessingResult, TensorRow
+    from mmdeploy_ext.spec.results import Bars, GraphResult, PreprocessingResult, TensorRow
     from mmdeploy_ext.spec.tensors import GraphSpec
     from mmdeploy_ext.spec.verdict import Verdict
 

@@ -12,8 +12,7 @@ from mmdeploy_ext.base.errors import Mm2OnnxError, ModelFileError, UsageError
 from mmdeploy_ext.base.violations import WARNING, errors
 from mmdeploy_ext.exporting.int8.calibrators import weight_amax
 from mmdeploy_ext.exporting.sparse import libspconv, libspconv_contract, portable
-from mmdeploy_ext.exporting.sparse.fold import fold
-from mmdeploy_ext.exporting.sparse.order import reorder
+from mmdeploy_ext.exporting.sparse.fold import fold, reorder
 from mmdeploy_ext.exporting.sparse.ranges import Ranges
 from mmdeploy_ext.families import backbone_files as deploy
 from mmdeploy_ext.families.base import exported_options

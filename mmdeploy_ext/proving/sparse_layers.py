@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from mmdeploy_ext.exporting.sparse.layer_sources import LayerSource, layer_sources
 from mmdeploy_ext.exporting.sparse.libspconv import read
+from mmdeploy_ext.exporting.sparse.trace import LayerSource, layer_sources
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order
 from mmdeploy_ext.runtime.sparse import engine
 from mmdeploy_ext.runtime.sparse.plan import plan_of

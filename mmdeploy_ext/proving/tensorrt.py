@@ -10,12 +10,11 @@ from onnx import numpy_helper
 from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.base.files import sha256_onnx
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
-from mmdeploy_ext.graphs.feeds import random_feeds
 from mmdeploy_ext.graphs.io import files
 from mmdeploy_ext.graphs.passes.for_tensorrt import fix_inputs, for_tensorrt, parse_constants
-from mmdeploy_ext.graphs.run import Runner
-from mmdeploy_ext.spec.bars import FLOAT32, HALF
+from mmdeploy_ext.graphs.run import Runner, random_feeds
 from mmdeploy_ext.spec.comparison import compare_named
+from mmdeploy_ext.spec.results import FLOAT32, HALF
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,6 +17,21 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.draw import Colour
 
+
+# Grid lines of Decoupled SOLO: columns and rows of its cells.
+
+
+def lines(num_grids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Index (S,) int64 of each cell's column line, and of its row line, over all levels.
+
+    `num_grids` is rows (= columns) per level; cells are in row-major order, level after level.
+    """
+    ends = np.cumsum(num_grids)
+    levels = [np.arange(end - grid, end) for end, grid in zip(ends, num_grids, strict=True)]
+    columns, rows = ([repeat(level, len(level)) for level in levels] for repeat in (np.tile, np.repeat))
+    return np.concatenate(columns), np.concatenate(rows)
+
+
 WHITE, PALE, DARK, GREY = (255, 255, 255), (225, 225, 225), (32, 30, 28), (110, 105, 100)
 EXTENT = 61.2
 RING_SPACING_M, MOST_RINGS = 20, 20

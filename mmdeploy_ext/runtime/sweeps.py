@@ -16,7 +16,7 @@ from mmdeploy_ext.runtime.voxel_files import read_voxels
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from mmdeploy_ext.runtime.preprocess.point_files import PointRule
+    from mmdeploy_ext.runtime.preprocess.points import PointRule
 
     Voxelise = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 

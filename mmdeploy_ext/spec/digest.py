@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.base.errors import DataError, Mm2OnnxError, ModelFileError
-from mmdeploy_ext.base.file_names import path_in
-from mmdeploy_ext.base.folders import locked
-from mmdeploy_ext.base.protobuf import METADATA, entry, fields, metadata_of
+from mmdeploy_ext.base.files import locked, path_in
+from mmdeploy_ext.base.plain_pickle import METADATA, entry, fields, metadata_of
 from mmdeploy_ext.spec.metadata import PREFIX
 
 if TYPE_CHECKING:

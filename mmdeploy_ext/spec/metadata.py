@@ -8,7 +8,7 @@ from typing import Any, Self
 from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.errors import ConfigError, LoadError, ModelFileError, shape_text
 from mmdeploy_ext.base.files import AnyPath, check_onnx_file, unreadable_onnx
-from mmdeploy_ext.base.protobuf import metadata_of
+from mmdeploy_ext.base.plain_pickle import metadata_of
 from mmdeploy_ext.base.typed_json import Mismatch, parse_json, plain, read
 from mmdeploy_ext.spec.facts import Facts
 from mmdeploy_ext.spec.preparation import FusionRule, MultiViewRule, PreprocessRule, VoxelRule

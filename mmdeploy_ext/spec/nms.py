@@ -16,7 +16,7 @@ class NmsConfig(Facts):
         iou_threshold: above this IoU the worse box of a class is removed or loses score.
         max_per_img: maximum of detections per image; -1: none.
         class_agnostic: suppress across classes.
-        method: of `soft_nms`, see `upstream/operators/soft_nms.py`.
+        method: of `soft_nms`, see `upstream/operators/nms.py`.
         sigma: divisor of the squared IoU in 'gaussian'.
         min_score: boxes below it are removed by `soft_nms`.
     """

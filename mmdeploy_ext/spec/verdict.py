@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.spec.bars import bars_of
+from mmdeploy_ext.spec.results import bars_of
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.spec.bars import Bars
     from mmdeploy_ext.spec.results import (
+        Bars,
         Case,
         Check,
         GraphResult,

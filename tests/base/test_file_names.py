@@ -5,7 +5,7 @@ import os
 import pytest
 
 from mmdeploy_ext.base.errors import DataError
-from mmdeploy_ext.base.file_names import name_problem, path_in
+from mmdeploy_ext.base.files import name_problem, path_in
 
 OUTSIDE = ['../a', '/a', 'a/../b', 'a//b', './a', '', '.', '..', 'a\\b', 'a\0b', 'a\nb', 'x' * 256, None, 3]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from mmdeploy_ext.base import cli, folders
+from mmdeploy_ext.base import cli, files
 from mmdeploy_ext.base.errors import Mm2OnnxError, UsageError
 from mmdeploy_ext.runtime.exported import files_of_family
 
@@ -35,7 +35,7 @@ def write(folder, files):
 
 
 def replace(target, files):
-    with folders.replaced_folder(target, OUTDATED) as new:
+    with files.replaced_folder(target, OUTDATED) as new:
         write(new, files)
 
 
@@ -55,7 +55,7 @@ def test_what_is_no_part_of_the_old_export_stays(target):
 
 @pytest.mark.parametrize('failure', [ZeroDivisionError, KeyboardInterrupt])
 def test_a_failure_leaves_the_old_folder_and_nothing_else(target, failure):
-    with pytest.raises(failure), folders.replaced_folder(target) as new:
+    with pytest.raises(failure), files.replaced_folder(target) as new:
         write(new, NEW)
         raise failure
     assert content(target) == OLD | OTHERS and os.listdir(target.parent) == ['graphs']
@@ -127,11 +127,11 @@ def test_a_hidden_folder_beside_an_input_or_output_is_never_believed(target):
 
 def test_two_commands_move_their_files_one_after_the_other(target, monkeypatch):
     writer = threading.Thread(target=replace, args=(target, NEW))
-    with folders.locked(target):
+    with files.locked(target):
         writer.start()
         writer.join(0.2)
         assert content(target) == OLD | OTHERS
-        monkeypatch.setattr(folders, 'LONGEST_WAIT_S', 0)
+        monkeypatch.setattr(files, 'LONGEST_WAIT_S', 0)
         with pytest.raises(Mm2OnnxError, match=str(target)):
             replace(target, {'a.onnx': 'of a third'})
         assert content(target) == OLD | OTHERS
@@ -159,7 +159,7 @@ def test_a_new_file_takes_no_place_of_a_folder_and_goes_through_no_link(target):
 
 
 def test_a_folder_that_another_program_removes_is_no_full_disk(target):
-    with pytest.raises(Mm2OnnxError) as caught, folders.replaced_folder(target) as new:
+    with pytest.raises(Mm2OnnxError) as caught, files.replaced_folder(target) as new:
         shutil.rmtree(target.parent)
         (new / 'a.onnx').write_text('new')
     assert 'space' not in str(caught.value)
@@ -174,7 +174,7 @@ def test_a_file_of_a_folder_that_is_protected_or_elsewhere_is_not_replaced(targe
     else:
         protected.chmod(0o444)
     before = content(target)
-    with pytest.raises(UsageError, match=r'graphs/a\.onnx'), folders.replaced_folder(target) as new:
+    with pytest.raises(UsageError, match=r'graphs/a\.onnx'), files.replaced_folder(target) as new:
         write(new, NEW)
     assert content(target) == before and protected.is_symlink() == (kind == 'link')
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from mmdeploy_ext.base.config import load_config
-from mmdeploy_ext.base.point_ranges import disagreements
+from mmdeploy_ext.base.config import disagreements, load_config
 from toy_centerpoint import write_config
 
 CODER = 'model.pts_bbox_head.bbox_coder'

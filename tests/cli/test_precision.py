@@ -16,8 +16,7 @@ from mmdeploy_ext.bench.precision.calibration_sets import calibration_set
 from mmdeploy_ext.cli.precision_app import main
 from mmdeploy_ext.engines.base import record_runs
 from mmdeploy_ext.exporting.int8 import digest
-from mmdeploy_ext.exporting.int8.dense import DenseQuantiser
-from mmdeploy_ext.exporting.int8.dense_layers import DenseGraph
+from mmdeploy_ext.exporting.int8.dense import DenseGraph, DenseQuantiser
 from mmdeploy_ext.families.synthetic.coco import ensure_toy_coco
 from mmdeploy_ext.graphs.io.files import load
 from mmdeploy_ext.spec.metadata import read_metadata

@@ -7,7 +7,7 @@ import pytest
 
 from mmdeploy_ext.base.files import read_json
 from mmdeploy_ext.cli.quantize_app import main
-from mmdeploy_ext.exporting.int8.dense_layers import is_quantised
+from mmdeploy_ext.exporting.int8.dense import is_quantised
 from mmdeploy_ext.spec.metadata import read_metadata
 from toy_atss import REPO
 

@@ -10,8 +10,7 @@ from cpu_engine import CpuEngine, HostMemory
 from mmdeploy_ext.base.errors import EngineError, ShapeError
 from mmdeploy_ext.engines.tensorrt import engine as tensorrt_engine
 from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
-from mmdeploy_ext.engines.tensorrt.binding import Session
-from mmdeploy_ext.engines.tensorrt.cuda import Gpu, find_gpu
+from mmdeploy_ext.engines.tensorrt.binding import Gpu, Session, find_gpu
 from mmdeploy_ext.engines.tensorrt.engine import engine_beside
 from mmdeploy_ext.engines.tensorrt.record import read_record
 from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec

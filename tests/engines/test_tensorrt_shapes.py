@@ -1,6 +1,6 @@
 """Profiles from text: min/opt/max by input or axis."""
 
-from mmdeploy_ext.engines.tensorrt.shapes import parse_shapes, profiles_of
+from mmdeploy_ext.engines.tensorrt.engine import parse_shapes, profiles_of
 from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 
 SPEC = GraphSpec(

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from mmdeploy_ext import open_model
-from mmdeploy_ext.base.files import external_locations, sha256_onnx
-from mmdeploy_ext.base.folders import locked
+from mmdeploy_ext.base.files import external_locations, locked, sha256_onnx
 from mmdeploy_ext.base.heap import resident_bytes
 from mmdeploy_ext.cli import export_app, info_app, kit_app, run_app, verify_app
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend

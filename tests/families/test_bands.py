@@ -13,7 +13,7 @@ from mmdeploy_ext.base.errors import ConfigError, ImageError
 from mmdeploy_ext.cli.run_app import main as run_main
 from mmdeploy_ext.families import detector as deploy
 from mmdeploy_ext.families.detector_files import export_files
-from mmdeploy_ext.proving.inputs.pictures import with_bands, write_array
+from mmdeploy_ext.proving.inputs.inputs import with_bands, write_array
 from mmdeploy_ext.proving.inputs.samples import PictureSamples, read_picture
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmdeploy_ext.bench.kinds.sequence_samples import choose_frames
+from mmdeploy_ext.bench.kinds.sequence import choose_frames
 
 TOKENS = ['a'] * 5 + ['b'] * 3 + ['c'] * 4
 

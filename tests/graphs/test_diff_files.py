@@ -8,10 +8,9 @@ from onnx import TensorProto, helper, numpy_helper
 import toy_faults
 from mmdeploy_ext.graphs import output_comparison
 from mmdeploy_ext.graphs.diff import files as diff
-from mmdeploy_ext.graphs.diff.align import align
 from mmdeploy_ext.graphs.diff.findings import DiffBars
 from mmdeploy_ext.graphs.diff.program import Constants, Program
-from mmdeploy_ext.graphs.diff.structure import changes
+from mmdeploy_ext.graphs.diff.structure import align, changes
 from mmdeploy_ext.graphs.passes.fp16 import to_fp16
 
 

@@ -10,9 +10,8 @@ from onnx import helper
 
 from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.base.files import external_locations
-from mmdeploy_ext.graphs.feeds import random_feeds
 from mmdeploy_ext.graphs.io import files
-from mmdeploy_ext.graphs.run import run
+from mmdeploy_ext.graphs.run import random_feeds, run
 from toy_graphs import conv_net, model_of, same
 
 

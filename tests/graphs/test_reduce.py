@@ -10,12 +10,12 @@ import onnx.parser
 from onnx import numpy_helper
 
 from mmdeploy_ext.graphs import run
-from mmdeploy_ext.graphs.feeds import random_feeds
 from mmdeploy_ext.graphs.io import files
 from mmdeploy_ext.graphs.reduce.case import Case, prepare, record
 from mmdeploy_ext.graphs.reduce.checks import Differs, Engines, NotFinite
 from mmdeploy_ext.graphs.reduce.folder import save_folder
 from mmdeploy_ext.graphs.reduce.search import reduce
+from mmdeploy_ext.graphs.run import random_feeds
 from toy_chain import chain
 from toy_engines import parse
 

@@ -8,8 +8,8 @@ import pytest
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.tasks import match_bars, task_module
 from mmdeploy_ext.runtime.tasks.bbox3d import match_detections
-from mmdeploy_ext.spec.bars import bars_of
 from mmdeploy_ext.spec.matching import maximum_matching
+from mmdeploy_ext.spec.results import bars_of
 
 
 def make(count=12, seed=0):

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from mmdeploy_ext.base.arrays import ArrayDistance
 from mmdeploy_ext.proving import metrics as dataset
 from mmdeploy_ext.spec.comparison import (
+    DRAWS,
     compare_named,
     compare_tensors,
     equality_claim,
@@ -16,7 +17,6 @@ from mmdeploy_ext.spec.comparison import (
     is_exact,
     same_bits,
 )
-from mmdeploy_ext.spec.slices import DRAWS
 from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, TensorSpec
 
 SPEC = GraphSpec(

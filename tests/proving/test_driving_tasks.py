@@ -5,7 +5,7 @@ import pytest
 
 from mmdeploy_ext.runtime.driving import Plan, Polylines
 from mmdeploy_ext.runtime.tasks import plan, polylines
-from mmdeploy_ext.spec.ties import TIE
+from mmdeploy_ext.spec.matching import TIE
 
 WAYS = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
 

@@ -5,8 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proving.drive_run import SHORT_DRIVE, PairRun
-from mmdeploy_ext.proving.memory_rows import InstancePairing, Moment
+from mmdeploy_ext.proving.drive_run import SHORT_DRIVE, InstancePairing, Moment, PairRun
 from mmdeploy_ext.runtime.frames import StepResult, StreamState
 from mmdeploy_ext.spec.memory import InstanceRows, MemorySpec
 from mmdeploy_ext.spec.results import DetectionRow

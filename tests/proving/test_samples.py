@@ -12,7 +12,7 @@ from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import DataError, UsageError
 from mmdeploy_ext.base.files import read_json
 from mmdeploy_ext.bench.kinds import kind_of
-from mmdeploy_ext.bench.kinds.sequence_samples import check_paths, proof_samples
+from mmdeploy_ext.bench.kinds.sequence import check_paths, proof_samples
 from mmdeploy_ext.cli import export_app, verify_app
 from mmdeploy_ext.families.synthetic.coco import ensure_toy_coco
 from toy_atss import CONFIG, PICTURE

@@ -14,9 +14,8 @@ from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.panoptic import Segments
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.runtime.tasks.bbox2d import ONE_TO_ONE, match_detections, pair_up
-from mmdeploy_ext.spec.matching import accept_rest
+from mmdeploy_ext.spec.matching import Ties, accept_rest
 from mmdeploy_ext.spec.results import Case, DetectionRow
-from mmdeploy_ext.spec.ties import Ties
 from proofs import prove, samples_alone
 from toy_atss import PICTURE, export_toy, load_demo
 from verdicts import cases_of

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.spec.bars import bars_of, widened
 from mmdeploy_ext.spec.comparison import compare_named
 from mmdeploy_ext.spec.matching import MIN_INPUTS, MIN_MATCHED, matched_rows, too_few, total_reasons
-from mmdeploy_ext.spec.results import Case, DetectionRow
+from mmdeploy_ext.spec.results import Case, DetectionRow, bars_of, widened
 from mmdeploy_ext.spec.tensors import ColumnGroup
 
 

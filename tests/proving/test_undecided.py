@@ -5,8 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proving.drive_run import MODES, SHORT_DRIVE, Modes, PairRun
-from mmdeploy_ext.proving.memory_rows import Moment
+from mmdeploy_ext.proving.drive_run import MODES, SHORT_DRIVE, Modes, Moment, PairRun
 from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.runtime.tasks import driving

@@ -9,7 +9,7 @@ import pytest
 import toy_seeded as seeded
 import toy_sparse
 from mmdeploy_ext.exporting.sparse import portable
-from mmdeploy_ext.exporting.sparse.order import reorder
+from mmdeploy_ext.exporting.sparse.fold import reorder
 from mmdeploy_ext.runtime.preprocess.points import voxelise
 from mmdeploy_ext.runtime.sparse import buckets, engine
 from mmdeploy_ext.runtime.sparse_encoder import ScnOnnx

@@ -16,12 +16,12 @@ from onnx import numpy_helper
 
 from mmdeploy_ext import open_model
 from mmdeploy_ext.base.errors import ModelFileError
-from mmdeploy_ext.base.protobuf import fields
+from mmdeploy_ext.base.plain_pickle import fields
 from mmdeploy_ext.cli import command
 from mmdeploy_ext.graphs.io import files
 from mmdeploy_ext.graphs.passes.fp16 import to_fp16
 from mmdeploy_ext.proving import proof
-from mmdeploy_ext.proving.claims import Claims
+from mmdeploy_ext.proving.proof import Claims
 from mmdeploy_ext.spec import digest
 from mmdeploy_ext.spec.metadata import read_metadata
 from mmdeploy_ext.spec.results import GraphResult

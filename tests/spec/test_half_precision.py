@@ -12,9 +12,8 @@ from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
-from mmdeploy_ext.spec.bars import HALF, accept_masks, accept_rate
 from mmdeploy_ext.spec.metadata import read_metadata
-from mmdeploy_ext.spec.results import Case, DetectionRow, TensorRow
+from mmdeploy_ext.spec.results import HALF, Case, DetectionRow, TensorRow, accept_masks, accept_rate
 from proofs import check_files, prove_samples
 from toy_atss import CONFIG, PICTURE, export_toy, load_toy
 from verdicts import cases_of, checks_of

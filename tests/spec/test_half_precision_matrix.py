@@ -12,7 +12,7 @@ from marking import needs_driving
 from mmdeploy_ext.base.files import read_json
 from mmdeploy_ext.cli import test_app, verify_app
 from mmdeploy_ext.families.synthetic.coco import ensure_toy_coco
-from mmdeploy_ext.spec.bars import HALF, MASKS, METRIC
+from mmdeploy_ext.spec.results import HALF, MASKS, METRIC
 from verdicts import cases_of, sequence_of
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(3600)]

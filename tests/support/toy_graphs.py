@@ -5,8 +5,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from mmdeploy_ext.graphs.feeds import random_feeds
-from mmdeploy_ext.graphs.run import run
+from mmdeploy_ext.graphs.run import random_feeds, run
 
 
 def model_of(nodes, inputs, outputs, initializers=(), opset=17, **fields) -> onnx.ModelProto:

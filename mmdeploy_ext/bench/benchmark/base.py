@@ -16,8 +16,7 @@ from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.distributed import Ranks
 from mmdeploy_ext.base.errors import EngineError, Mm2OnnxError, UsageError
 from mmdeploy_ext.bench.benchmark import compiled, measure, memory, work
-from mmdeploy_ext.bench.benchmark.machine import OtherLoad, cores, load_notes, machine
-from mmdeploy_ext.bench.benchmark.measure import Contender
+from mmdeploy_ext.bench.benchmark.measure import Contender, OtherLoad, cores, load_notes, machine
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, DEFAULT, ENGINES, engines_of
 
 if TYPE_CHECKING:

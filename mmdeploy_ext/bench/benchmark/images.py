@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.base.errors import ModelFileError, UsageError
 from mmdeploy_ext.bench.benchmark import compiled
 from mmdeploy_ext.bench.benchmark.base import Benchmark, short_labels
-from mmdeploy_ext.bench.benchmark.measure import FUSED, Contender, Run
+from mmdeploy_ext.bench.benchmark.measure import FUSED, Contender, Run, interleave, summarise, timed
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES
 from mmdeploy_ext.exporting.copy import fused
 from mmdeploy_ext.families.detector import build, load_weights, prepare_fixed, read_config, resolve
 from mmdeploy_ext.families.detector_files import export_files
 from mmdeploy_ext.proving.inputs.samples import read_picture
+from mmdeploy_ext.proving.parts.samples import run_test_path
+from mmdeploy_ext.proving.parts.swap import open_sessions, swapped
 from mmdeploy_ext.proving.provenance import refuse_other_settings
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
@@ -32,7 +34,33 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.images import ImageFamily
+    from mmdeploy_ext.proving.parts.export import ModelFactory
+    from mmdeploy_ext.proving.parts.folder import CutFolder
     from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+
+
+# Time of the test path in PyTorch, and with ONNX Runtime in place of the parts.
+
+
+SWAPPED = 'parts in ONNX Runtime'
+
+
+def time_parts(
+    factory: ModelFactory, folder: CutFolder, samples: Sequence[Any], rounds: int, warmup: int
+) -> list[dict[str, Any]]:
+    """Run both in turns on the same samples; return a row of `summarise` for each, PyTorch first."""
+    model, own_model, sessions = factory.make(), factory.make(), open_sessions(folder)
+
+    def run_parts(sample: Any) -> None:
+        with swapped(own_model, sessions):
+            run_test_path(own_model, sample)
+
+    contenders = [
+        Contender(BASELINE, BASELINE, '', timed(lambda sample: run_test_path(model, sample))),
+        Contender(SWAPPED, 'onnxruntime', 'parts', timed(run_parts), str(folder.path)),
+    ]
+    return summarise(contenders, interleave(contenders, samples, rounds, warmup), batch=1)
+
 
 EXPORTED_FORMS = ('full', 'raw')
 """Exported if the user names no files."""

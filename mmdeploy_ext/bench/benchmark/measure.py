@@ -4,18 +4,147 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import os
+import platform
 import statistics
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.base.errors import UsageError
-from mmdeploy_ext.bench.benchmark.machine import QUIET_SHARE, OtherLoad
-from mmdeploy_ext.engines.registry import BASELINE, ENGINES, build_backend
+from mmdeploy_ext.base.source_code import versions
+from mmdeploy_ext.engines.registry import BASELINE, ENGINES, build_backend, gpu_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+
+# The time of the parts of a PyTorch model, without changing the model.
+
+
+class PartClock:
+    """Context manager that measures the time in functions of objects; nested calls count for the outer one.
+
+    Attributes:
+        methods: part -> (object, name of its function); the functions are timed inside the block.
+        seconds: part -> seconds so far.
+    """
+
+    def __init__(self, methods: Mapping[str, Sequence[tuple[object, str]]]) -> None:
+        self.methods, self.seconds = methods, dict.fromkeys(methods, 0.0)
+        self._inside = False
+        self._originals: list[tuple[object, str, Any]] = []
+
+    def _timed(self, part: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return method(*args, **kwargs)
+            self._inside, start = True, time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._inside = False
+                self.seconds[part] += time.perf_counter() - start
+
+        return run
+
+    def since(self, before: Mapping[str, float]) -> dict[str, float]:
+        """Seconds per part since `before`, a copy of `seconds`."""
+        return {part: self.seconds[part] - start for part, start in before.items()}
+
+    def __enter__(self) -> PartClock:
+        for part, pairs in self.methods.items():
+            for owner, name in pairs:
+                self._originals.append((owner, name, vars(owner).get(name)))
+                setattr(owner, name, self._timed(part, getattr(owner, name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._originals:  # backwards, since a function may be in two parts
+            owner, name, original = self._originals.pop()
+            if original is None:
+                delattr(owner, name)  # the class has it
+            else:
+                setattr(owner, name, original)
+
+
+# The machine that measures, and how much of it other processes use.
+
+
+SIMD = ('avx2', 'avx_vnni', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'avx512_fp16', 'amx_int8', 'amx_bf16')
+"""Instruction sets that decide how fast matrix products are, as Linux names them."""
+QUIET_SHARE = 0.05
+"""Figures are doubtful above this share."""
+
+
+def cores() -> int:
+    """Cores that this process may use; Linux only."""
+    return len(os.sched_getaffinity(0))
+
+
+def machine() -> dict[str, Any]:
+    """Entry of the machine in a benchmark's JSON file."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
+    names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    cpu = next(names, platform.processor() or platform.machine())
+    flags = next((line for line in lines if line.startswith('flags')), '').split()
+    package_versions = versions()
+    with contextlib.suppress(ImportError):
+        import openvino
+
+        package_versions['openvino'] = openvino.__version__
+    return dict(
+        cpu=cpu,
+        cores=cores(),
+        simd=[name for name in SIMD if name in flags],
+        gpu=gpu_name(),
+        system=platform.platform(),
+        python=platform.python_version(),
+        versions=package_versions,
+    )
+
+
+def _busy_s() -> float | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path('/proc/stat').read_text(encoding='ascii').split('\n', 1)[0].split()[1:]
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+        return (user + nice + system + irq + softirq + steal) / os.sysconf('SC_CLK_TCK')
+    return None
+
+
+def load_notes(other_load: float | None) -> list[str]:
+    """A note if other processes used more than `QUIET_SHARE` of the cores."""
+    if other_load is None or other_load <= QUIET_SHARE:
+        return []
+    return [
+        f'other processes used {other_load:.0%} of the cores during the measurement: repeat it on an idle '
+        'machine'
+    ]
+
+
+class OtherLoad:
+    """Context manager that measures the `share` of the cores (0..1, or None) that other processes use."""
+
+    share: float | None = None
+
+    def __enter__(self) -> OtherLoad:
+        self.start = time.perf_counter(), time.process_time(), _busy_s()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        start_s, start_cpu_s, start_busy_s = self.start
+        busy_s = _busy_s()
+        if busy_s is not None and start_busy_s is not None:
+            others_s = (busy_s - start_busy_s) - (time.process_time() - start_cpu_s)
+            available_s = (time.perf_counter() - start_s) * (os.cpu_count() or 1)
+            self.share = round(min(max(others_s / available_s, 0.0), 1.0), 4)
+
 
 COMPILED_FORM = 'compiled'
 FUSED = 'torch fused'

@@ -12,8 +12,7 @@ import numpy as np
 
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.bench.benchmark.base import Benchmark
-from mmdeploy_ext.bench.benchmark.clocks import PartClock
-from mmdeploy_ext.bench.benchmark.measure import Contender, Run
+from mmdeploy_ext.bench.benchmark.measure import Contender, PartClock, Run
 from mmdeploy_ext.engines.openvino import compiled
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT
 from mmdeploy_ext.exporting.sparse.fold import fold

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.bench.benchmark import compiled
 from mmdeploy_ext.bench.benchmark.base import Benchmark, short_labels
-from mmdeploy_ext.bench.benchmark.clocks import PartClock
-from mmdeploy_ext.bench.benchmark.measure import Contender, Run
+from mmdeploy_ext.bench.benchmark.measure import Contender, PartClock, Run
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.detector import build, load_weights, read_config, resolve_opset

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.base.errors import after_weights
 from mmdeploy_ext.bench.kinds.base import INPUTS_INSTEAD, OF_PICTURES, Kind
-from mmdeploy_ext.bench.kinds.sequence_samples import SequenceSamples
+from mmdeploy_ext.bench.kinds.sequence import SequenceSamples
 from mmdeploy_ext.engines.registry import check_engine_kind
 from mmdeploy_ext.proving.inputs.samples import ChosenSamples
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.bench.kit.local_run import Run
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.samples import Samples
+    from mmdeploy_ext.proving.proof import Claims
     from mmdeploy_ext.spec.options import Options
     from mmdeploy_ext.spec.verdict import Verdict
 
@@ -100,12 +100,12 @@ class Backbones(Kind):
     def kit_contents(
         self, detector: Detector, path: str, samples: Collection[Any], folder: Path
     ) -> dict[str, Any]:
-        from mmdeploy_ext.bench.kit.voxels import write_voxels
+        from mmdeploy_ext.bench.kit.frames import write_voxels
 
         return write_voxels(detector, path, samples, folder) | dict(task=None)
 
     def kit_opens(self) -> Callable[[Path], Run]:
-        from mmdeploy_ext.bench.kit.voxels import open_interpreted
+        from mmdeploy_ext.bench.kit.frames import open_interpreted
 
         return open_interpreted
 

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from mmdeploy_ext.base.errors import DataError, UsageError
-from mmdeploy_ext.base.file_names import name_problem, path_in
-from mmdeploy_ext.base.files import read_json, sha256_file, will_read
+from mmdeploy_ext.base.files import name_problem, path_in, read_json, sha256_file, will_read
 from mmdeploy_ext.base.typed_json import Bounds, JsonDataclass, Mismatch, optional, read
 from mmdeploy_ext.runtime.detect import check_registered, has_runtime, runtime_of
 from mmdeploy_ext.runtime.detections import Detections, Instances

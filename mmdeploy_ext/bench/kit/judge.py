@@ -9,26 +9,243 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.base.errors import DataError, UsageError, on_inputs, one_line
-from mmdeploy_ext.bench.kit.contents import KitCase, KitGraph, read_manifest
-from mmdeploy_ext.bench.kit.diagnosis import MOST_IMAGES, diagnose, misfit
-from mmdeploy_ext.bench.kit.drive import DriveJudge
-from mmdeploy_ext.bench.kit.outputs import check_kit, has_outputs, read_outputs
+from mmdeploy_ext.base.arrays import ArrayDistance, load_arrays
+from mmdeploy_ext.base.errors import DataError, UsageError, on_inputs, one_line, shape_text
+from mmdeploy_ext.base.files import will_read
+from mmdeploy_ext.base.typed_json import parse_json
+from mmdeploy_ext.bench.kit.contents import KIT_HASH, KitCase, KitGraph, name_of_stem, read_manifest
 from mmdeploy_ext.engines.base import FAILURES
+from mmdeploy_ext.proving.drive_run import MODES, Moment, PairRun, bars_of_task, default_bars
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
-from mmdeploy_ext.runtime.tasks import match
+from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
+from mmdeploy_ext.runtime.tasks import match, task_module
 from mmdeploy_ext.spec import results
-from mmdeploy_ext.spec.bars import accept_rate
 from mmdeploy_ext.spec.comparison import compare_tensors, failed_row, order_rows
 from mmdeploy_ext.spec.matching import in_order_of, lone_low_results
+from mmdeploy_ext.spec.memory import MemorySpec
+from mmdeploy_ext.spec.results import accept_rate
 from mmdeploy_ext.spec.verdict import EQUAL, NOTHING_COMPARED, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mmdeploy_ext.bench.kit.contents import ChainedFrame, StoredCase
+    from mmdeploy_ext.bench.kit.contents import ChainedFrame, Manifest, StoredCase
     from mmdeploy_ext.spec.metadata import Metadata
-    from mmdeploy_ext.spec.results import TensorRow
+    from mmdeploy_ext.spec.results import SequenceRow, TensorRow
+    from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
+
+
+# Names the kind of a wrong output: constant, in another order, rounded. Needs numpy only.
+
+
+ROUNDED = 5e-3
+"""Largest difference, relative to the largest value, that rounded factors (TF32, fp16) explain."""
+MOST_AXES, MOST_IMAGES = 5, 4
+"""Limits of axes, and of images of a batch, for trying all orders."""
+EXACT = 1e-5
+"""Largest relative difference that the order of float32 sums explains; beyond it an output is wrong."""
+
+
+def misfit(array: np.ndarray, tensor: TensorSpec) -> str:
+    """Difference of an array's dtype or shape from a graph's tensor, or ''."""
+    if array.dtype != np.dtype(tensor.dtype):
+        return f'dtype: got {array.dtype}, expected {tensor.dtype}'
+    fits = array.ndim == len(tensor.axes) and all(
+        isinstance(axis, str) or axis == size for axis, size in zip(tensor.axes, array.shape, strict=True)
+    )
+    shape = shape_text(array.shape)
+    return '' if fits else f'shape: got {shape}, expected {tensor.shape_text()}'
+
+
+def is_constant(array: np.ndarray) -> bool:
+    """Whether an array of floats has several values, all equal and not NaN."""
+    return array.size > 1 and array.dtype.kind == 'f' and bool((array == array.flat[0]).all())
+
+
+def exchanged(expected: np.ndarray, got: np.ndarray) -> str:
+    """Describe exchanged images of a batch or exchanged axes, or ''."""
+    if expected.ndim != got.ndim or expected.ndim > MOST_AXES or got.dtype.kind != 'f':
+        return ''
+    if expected.shape == got.shape and 2 <= len(got) <= MOST_IMAGES:
+        for order in list(itertools.permutations(range(len(got))))[1:]:  # the first is the order that it has
+            if ArrayDistance(got[list(order)], expected).max_rel <= EXACT:
+                return f'the images of the batch are in another order: {", ".join(map(str, order))}'
+    for axes in list(itertools.permutations(range(got.ndim)))[1:]:
+        moved = got.transpose(axes)
+        if moved.shape == expected.shape and ArrayDistance(moved, expected).max_rel <= EXACT:
+            return f'axes are in another order: {", ".join(map(str, axes))}'
+    return ''
+
+
+def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
+    """Describe a wrong output, or ''."""
+    if is_constant(got) and not is_constant(expected):
+        return f'every value is {got.flat[0]:g}'
+    if order := exchanged(expected, got):
+        return order
+    if expected.shape != got.shape or expected.size < 2 or got.dtype.kind != 'f':
+        return ''
+    if not (np.isfinite(expected).all() and np.isfinite(got).all()):
+        return ''
+    distance = ArrayDistance(got, expected)
+    if distance.scale > 0 and EXACT < distance.max_rel <= ROUNDED:
+        return (
+            f"within {100 * distance.max_rel:.2g} % of PyTorch's largest value everywhere, which rounded "
+            'factors would explain: check for TF32 or float16'
+        )
+    return ''
+
+
+# Judges the frames of a model with a memory, as level 4 of a proof does. Needs numpy only.
+
+
+NOTHING = np.zeros(0, np.float32)
+LARGEST_DRIFT = 100.0
+"""Tolerances by which a free-running float32 memory may be off after a reset: rounding adds up."""
+
+
+class DriveJudge:
+    """Judges the frames of each mode, 'teacher' and 'free', as a drive."""
+
+    def __init__(self, manifest: Manifest, graph: KitGraph, precision: str) -> None:
+        self.graph, self.memory = graph, MemorySpec.from_json(manifest.memory)
+        tensors = self.memory.tensors.items()
+        of_outputs = {name: group for name, group in tensors if name in self.memory.outputs}
+        self.memory = dataclasses.replace(self.memory, tensors=of_outputs)  # the rest follows from the frame
+        if precision != 'fp32':
+            self.memory = self.memory.judged_by(graph.spec)
+        bars = bars_of_task(manifest.task, default_bars(precision))
+        match = task_module(manifest.task).match_detections
+        self.runs = {mode: PairRun(mode, graph.spec, bars, self.memory, match) for mode in MODES}
+
+    def add(self, mode: str, frame: ChainedFrame, case: KitCase, arrays: Mapping[str, np.ndarray]) -> None:
+        """Judge one frame of a mode; frames come in order.
+
+        `case` is the case of the last file; `arrays` are all of the engine's outputs of it.
+        """
+        run, metadata = self.runs[mode], self.graph.metadata
+        pose, moment = np.asarray(frame.ego_pose, np.float64), (frame.timestamp_s, frame.scene)
+        name = f'frame {frame.name} ({frame.title})'
+        try:
+            boxes = runtime_of(metadata.family).boxes_of_outputs(metadata, arrays)
+        except FAILURES as error:
+            run.faults[f'no results: {one_line(error)[:200]}'].append(name)
+            return
+        of_memory, outputs, states = {source for source, _ in self.graph.spec.state}, [], []
+        for tensors, detections in ((case.tensors, case.results[0]), (arrays, boxes)):
+            results = {name: array for name, array in tensors.items() if name not in of_memory}
+            memory = {name: tensors[output] for name, output in self.memory.outputs.items()}
+            outputs.append(StepResult(results, detections, frame.reset))
+            states.append(StreamState(memory, pose, *moment))
+        run.add(Moment(Frame(NOTHING, NOTHING, NOTHING, pose, *moment, name), *outputs, *states))
+
+    def finish(self) -> list[SequenceRow]:
+        """Judgements of the modes that ran, 'teacher' first."""
+        if self.runs['free'].bars.cosine is None:
+            self._add_drift(self.runs['free'])
+        return [run.finish() for run in self.runs.values() if run.series['name'] or run.faults]
+
+    def _add_drift(self, run: PairRun) -> None:
+        names, ties, limit = run.series['name'], run.series['ties'], 1.0
+        for index, was_reset in enumerate(run.series['reset']):
+            limit = 1.0 if was_reset else max(limit, LARGEST_DRIFT)
+            limit = np.inf if ties[index] else limit
+            for tensor, ratios in run.series['ratios'].items():
+                ratio = ratios[index] if index < len(ratios) else None
+                if tensor.startswith('memory ') and ratio is not None and ratio > limit:
+                    fault = f'the {tensor} differs from the one that PyTorch passes to the next frame'
+                    run.faults[fault].append(f'{names[index]} ({ratio:.3g} times its tolerance)')
+
+
+# Reads an engine's outputs of the cases of a kit, in the formats of engines' tools. Needs numpy only.
+
+
+def has_outputs(folder: Path, name: str) -> bool:
+    """Whether a folder has NAME.npz, NAME.json or a folder NAME."""
+    return any((folder / f'{name}{suffix}').exists() for suffix in ('.npz', '.json', ''))
+
+
+def read_outputs(
+    folder: Path, name: str, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Outputs of one run of a graph by name.
+
+    Args:
+        folder: folder of the outputs of all runs.
+        name: name of the run: of a case, '000', or `ChainedFrame.outputs` of a frame, 'chain_000'.
+        spec: spec of the graph: dtypes of raw files and JSON files; JSON floats for an integer output stay
+            float64.
+        shapes: output name -> shape, for raw files.
+    """
+    archive, listing, single = folder / f'{name}.npz', folder / f'{name}.json', folder / name
+    arrays_in_folder = [path for path in sorted(single.glob('*')) if path.suffix in ('.npy', '.bin')]
+    stems = [path.stem for path in arrays_in_folder]
+    sources = [path for path in (archive, listing) if path.is_file()]
+    sources += arrays_in_folder[:1] if len(set(stems)) == len(stems) else arrays_in_folder
+    if not sources:
+        raise DataError(
+            f'{folder}: has no outputs of {name}: expected {name}.npz, {name}.json of trtexec, or '
+            f'{name}/NAME.npy or .bin'
+        )
+    if len(sources) > 1:
+        names = ', '.join(str(path.relative_to(folder)) for path in sources)
+        raise DataError(f'{folder}: has outputs of {name} twice: {names}; write each run to a new folder')
+    will_read('an output of the engine', sources)
+    if archive.is_file():
+        return load_arrays(archive)
+    if listing.is_file():
+        return _read_trtexec(listing, spec)
+    arrays = {}
+    for file in arrays_in_folder:
+        if file.suffix == '.npy':
+            arrays |= load_arrays(file, name_of_stem(file.stem))
+        else:
+            arrays[name_of_stem(file.stem)] = _read_raw(file, spec, shapes)
+    return arrays
+
+
+def _read_raw(file: Path, spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    name, content = name_of_stem(file.stem), file.read_bytes()
+    if name not in spec.output_names or name not in shapes:
+        expected = ', '.join(spec.output_names)
+        raise DataError(f'{file}: {name!r} has no known shape; outputs are {expected}; write .npy instead')
+    dtype = np.dtype(spec.tensor(name).dtype).newbyteorder('<')
+    count = int(np.prod(shapes[name]))
+    if len(content) != dtype.itemsize * count:
+        advice = "a raw file stores no shape: write .npy if the engine's shape differs"
+        if count and len(content) % count == 0 and len(content) // count in (1, 2, 4, 8):
+            advice = f'{len(content) // count} bytes per value: write the dtype of the file, or .npy'
+        raise DataError(
+            f'{file}: has {len(content)} bytes, expected {dtype.itemsize * count} of {dtype.name} '
+            f'{list(shapes[name])}; {advice}'
+        )
+    return np.frombuffer(content, dtype).reshape(shapes[name]).astype(spec.tensor(name).dtype)
+
+
+def _read_trtexec(file: Path, spec: GraphSpec) -> dict[str, np.ndarray]:
+    try:
+        entries = parse_json(file.read_text(encoding='utf-8'))
+        arrays = {}
+        for entry in entries:
+            shape = tuple(int(size) for size in str(entry['dimensions']).split('x') if size)
+            dtype = spec.tensor(entry['name']).dtype if entry['name'] in spec.output_names else 'float32'
+            values = np.asarray(entry['values'], np.float64).reshape(shape)
+            with np.errstate(invalid='ignore'):
+                array = values.astype(dtype)
+            is_cut = array.dtype.kind in 'iub' and not np.array_equal(array, values)  # 0.7 is no label
+            arrays[entry['name']] = values if is_cut else array
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise DataError(f'{file}: is not what trtexec --exportOutput writes: {one_line(error)}') from error
+    return arrays
+
+
+def check_kit(folder: Path, expected: str) -> bool:
+    """Whether a folder has a file `KIT_HASH`; DataError unless its first word is `expected`."""
+    path = folder / KIT_HASH
+    if path.is_file() and path.read_bytes().split()[:1] != [expected.encode()]:
+        raise DataError(f'{path}: these outputs belong to another kit; run the inputs of this one')
+    return path.is_file()
+
 
 PRECISIONS = ('fp32', 'fp16', 'int8')
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmdeploy_ext.base.errors import DataError
-from mmdeploy_ext.base.files import external_locations
-from mmdeploy_ext.base.folders import replaced_folder
+from mmdeploy_ext.base.files import external_locations, replaced_folder
 from mmdeploy_ext.bench.kit import web_library
 from mmdeploy_ext.bench.kit.contents import read_manifest
 from mmdeploy_ext.runtime.tasks import bbox2d, boxed_mask, mask, task_module

@@ -17,7 +17,7 @@ from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.pictures import read_picture_file
 from mmdeploy_ext.proving.references import InputReference, options_besides_form
-from mmdeploy_ext.spec.slices import DRAWS
+from mmdeploy_ext.spec.comparison import DRAWS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.errors import DataError, UsageError
-from mmdeploy_ext.base.file_names import path_in
+from mmdeploy_ext.base.files import path_in
 from mmdeploy_ext.bench.kit import web_library
 from mmdeploy_ext.bench.kit.page import INDEX, LIBRARY, check_page
 

@@ -8,21 +8,55 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
 from mmdeploy_ext.base.errors import UsageError
-from mmdeploy_ext.base.files import write_json
-from mmdeploy_ext.base.folders import check_new_folder
+from mmdeploy_ext.base.files import check_new_folder, write_json
 from mmdeploy_ext.base.source_code import versions
-from mmdeploy_ext.bench.kit.contents import FORMAT, KIT_HASH, MANIFEST, hashes_of, kit_hash, write_lines
-from mmdeploy_ext.bench.kit.engine_files import write_engine_files
+from mmdeploy_ext.bench.kit.contents import (
+    FORMAT,
+    KIT_HASH,
+    LIBSPCONV,
+    MANIFEST,
+    KitGraph,
+    hashes_of,
+    kit_hash,
+    write_lines,
+)
 from mmdeploy_ext.bench.kit.judge import judge
-from mmdeploy_ext.bench.kit.readme import write_readme
+from mmdeploy_ext.bench.kit.model_files import DETECT, shapes_of, write_engine_files
 from mmdeploy_ext.bench.kit.runners import run_onnxruntime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.bench.kit.local_run import Run
     from mmdeploy_ext.families.detector import Detector
+
+
+# README.md of a kit: how it was made, and what to type for each engine.
+
+
+def write_readme(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write README.md from a manifest, which may lack its hashes."""
+    graphs = [KitGraph.from_json(entry) for entry in manifest['graphs']]
+    facts = dict(
+        manifest=manifest,
+        graphs=graphs,
+        versions=', '.join(f'{name} {version}' for name, version in manifest['made_with'].items() if version),
+        count=len(manifest['cases']),
+        frames=manifest['frames'],
+        tensors=_tensors,
+        shapes=shapes_of,
+        detects=(folder / DETECT).is_file(),
+    )
+    template = 'readme_libspconv.md.j2' if manifest.get('engine') == LIBSPCONV else 'readme.md.j2'
+    text = Path(__file__).with_name(template).read_text(encoding='utf-8')
+    (folder / 'README.md').write_text(jinja2.Template(text).render(**facts), encoding='utf-8')
+
+
+def _tensors(tensors: Any) -> str:
+    return ', '.join(f'`{tensor.name}` {tensor.dtype} {tensor.shape_text()}' for tensor in tensors)
 
 
 def write_detector_kit(

@@ -16,7 +16,7 @@ from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.infos import INFOS, camera_names, find_file, read_frames, read_infos
 from mmdeploy_ext.runtime.preprocess.cameras import prepare_views
 from mmdeploy_ext.runtime.preprocess.pictures import list_images, read_image
-from mmdeploy_ext.runtime.preprocess.point_files import PointRule
+from mmdeploy_ext.runtime.preprocess.points import PointRule
 from mmdeploy_ext.runtime.sweeps import Sweeps, evenly
 from mmdeploy_ext.spec.preparation import CAMERAS, MultiViewRule, PreprocessRule
 

@@ -13,7 +13,7 @@ from mmdeploy_ext.base.errors import ModelFileError, escape
 from mmdeploy_ext.bench.precision.damage import Damage, Measured, counted, units_of
 from mmdeploy_ext.bench.precision.search import MOST_TRIALS_INT8, Search
 from mmdeploy_ext.bench.precision.views import table
-from mmdeploy_ext.exporting.int8.dense_layers import is_quantised
+from mmdeploy_ext.exporting.int8.dense import is_quantised
 from mmdeploy_ext.exporting.precision_plan import Plan, Row, written
 from mmdeploy_ext.graphs.passes.fp16 import LOWER, of_opset, required_fp32
 from mmdeploy_ext.graphs.passes.select import match_patterns, matching_nodes

@@ -35,8 +35,8 @@ from mmdeploy_ext.proving.references import InputReference
 from mmdeploy_ext.runtime.detect import make_feeds, prepare
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.tasks import match, match_bars, task_module
-from mmdeploy_ext.spec.bars import HALF
-from mmdeploy_ext.spec.ties import Ties
+from mmdeploy_ext.spec.matching import Ties
+from mmdeploy_ext.spec.results import HALF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

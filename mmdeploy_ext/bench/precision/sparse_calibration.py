@@ -16,7 +16,7 @@ from mmdeploy_ext.exporting.int8 import PERCENTILE, tracked
 from mmdeploy_ext.exporting.int8.calibrators import make_calibrator, method_title, weight_amax
 from mmdeploy_ext.exporting.sparse.fold import fold
 from mmdeploy_ext.exporting.sparse.ranges import NodeRange, Ranges, graph_digest, quantised, weight_norm
-from mmdeploy_ext.runtime.preprocess.point_files import point_rule
+from mmdeploy_ext.runtime.preprocess.points import point_rule
 from mmdeploy_ext.runtime.sparse import engine
 from mmdeploy_ext.runtime.sparse.ir import Add, SparseConvolution
 from mmdeploy_ext.runtime.sweeps import Sweeps

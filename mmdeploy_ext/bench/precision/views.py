@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from mmdeploy_ext.bench.precision.difference import Difference
+    from mmdeploy_ext.bench.precision.damage import Difference
     from mmdeploy_ext.bench.precision.fidelity import Fidelity
 
 TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',

@@ -89,7 +89,7 @@ def run_diff(args: argparse.Namespace) -> int:
 
 def _two_files(args: argparse.Namespace) -> Comparison:
     from mmdeploy_ext.graphs.diff.files import diff_files
-    from mmdeploy_ext.graphs.io.tensors import load_tensors
+    from mmdeploy_ext.graphs.io.files import load_tensors
 
     feeds = load_tensors(args.input) if args.input else None
     try:
@@ -105,7 +105,7 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     compat.apply()
     from mmdeploy_ext.families.detector import build, load_weights, read_config
     from mmdeploy_ext.graphs.diff.findings import diff_bars_of
-    from mmdeploy_ext.graphs.io.tensors import load_tensors
+    from mmdeploy_ext.graphs.io.files import load_tensors
     from mmdeploy_ext.proving.difference.locate import first_difference
     from mmdeploy_ext.proving.provenance import refuse_other_settings
     from mmdeploy_ext.spec.metadata import read_metadata

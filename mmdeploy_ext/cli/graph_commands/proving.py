@@ -71,8 +71,8 @@ def read_feeds(
     args: argparse.Namespace, model: onnx.ModelProto, count: int = SEEDS
 ) -> list[dict[str, np.ndarray]]:
     """Inputs of --inputs, or `count` random sets."""
-    from mmdeploy_ext.graphs.feeds import random_feeds
-    from mmdeploy_ext.graphs.io.tensors import load_tensors
+    from mmdeploy_ext.graphs.io.files import load_tensors
+    from mmdeploy_ext.graphs.run import random_feeds
 
     sizes = parse_sizes(args.size)
     if args.inputs and (sizes or args.seed):

@@ -74,9 +74,9 @@ def run_reduce(args: argparse.Namespace) -> int:
 
 
 def _case(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], Case]:
-    from mmdeploy_ext.graphs.feeds import check_feeds
     from mmdeploy_ext.graphs.io.index import Index
     from mmdeploy_ext.graphs.reduce.case import Case, prepare, record
+    from mmdeploy_ext.graphs.run import check_feeds
 
     model = proving.load(args.file)
     feeds = proving.read_feeds(args, model, 1)[0]
@@ -100,8 +100,8 @@ def _check(args: argparse.Namespace, text: CheckText, case: Case, feeds: dict[st
 
 
 def _comparable(path: str, feeds: dict[str, np.ndarray]) -> onnx.ModelProto:
-    from mmdeploy_ext.graphs.feeds import check_feeds
     from mmdeploy_ext.graphs.io.index import Index
+    from mmdeploy_ext.graphs.run import check_feeds
 
     model = proving.load(path)
     names = {value.name for value in model.graph.input}

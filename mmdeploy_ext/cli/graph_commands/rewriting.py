@@ -25,7 +25,7 @@ FP16_TOLERANCE = 1e-2
     *proving.proof(TOLERANCE),
 )
 def run_replace(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.base.user_functions import load_module
+    from mmdeploy_ext.base.taps import load_module
     from mmdeploy_ext.graphs import edits
     from mmdeploy_ext.graphs.passes.replace import replace
 

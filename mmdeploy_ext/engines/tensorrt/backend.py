@@ -8,8 +8,7 @@ import numpy as np
 
 from mmdeploy_ext.base.errors import ConfigError, EngineError, InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.engines.base import Backend
-from mmdeploy_ext.engines.tensorrt.binding import Session, check_ports
-from mmdeploy_ext.engines.tensorrt.cuda import GpuMemory, find_gpu
+from mmdeploy_ext.engines.tensorrt.binding import GpuMemory, Session, check_ports, find_gpu
 from mmdeploy_ext.engines.tensorrt.engine import engine_beside
 from mmdeploy_ext.engines.tensorrt.package import find_package
 from mmdeploy_ext.engines.tensorrt.record import check_architecture, check_source, check_version, read_record

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
+import re
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx import helper
 
-from mmdeploy_ext.base.errors import EngineError, ModelFileError
+from mmdeploy_ext.base.errors import EngineError, ExportError, ModelFileError, UsageError
 from mmdeploy_ext.base.files import check_writable, sha256_onnx
 from mmdeploy_ext.engines.tensorrt import package as tensorrt_package
-from mmdeploy_ext.engines.tensorrt import shapes as tensorrt_shapes
-from mmdeploy_ext.engines.tensorrt.binding import Port
-from mmdeploy_ext.engines.tensorrt.build import Built, build
-from mmdeploy_ext.engines.tensorrt.cuda import find_gpu
+from mmdeploy_ext.engines.tensorrt.binding import Port, dtype_name, find_gpu
 from mmdeploy_ext.engines.tensorrt.limits import check_limits, check_turing
 from mmdeploy_ext.engines.tensorrt.record import (
     AS_GIVEN,
@@ -27,6 +27,7 @@ from mmdeploy_ext.engines.tensorrt.record import (
     write_engine,
 )
 from mmdeploy_ext.graphs.io import files, types
+from mmdeploy_ext.graphs.io.index import did_you_mean
 from mmdeploy_ext.graphs.passes import for_tensorrt
 from mmdeploy_ext.graphs.passes.deform_conv import replace_deform_conv
 from mmdeploy_ext.graphs.passes.fp16 import to_fp16
@@ -36,12 +37,234 @@ from mmdeploy_ext.graphs.passes.select import matching_nodes
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import onnx
 
-    from mmdeploy_ext.engines.tensorrt.build import Profile
     from mmdeploy_ext.engines.tensorrt.package import Package
+    from mmdeploy_ext.spec.tensors import GraphSpec
+    Sizes = tuple[int, int, int]
+    """Smallest, usual and largest size of an axis."""
+
+
+# From an ONNX model to an engine by either TensorRT package; tensorrt-rtx needs no GPU.
+
+
+Profile = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Smallest, usual and largest shape of an input (or size of an axis)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer of the strongly typed network: ONNX node or TensorRT's name, kind, dtype per output."""
+
+    name: str
+    kind: str
+    outputs: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A serialised engine, its layers before fusion, TensorRT's warnings and the seconds."""
+
+    data: bytes
+    layers: tuple[Layer, ...]
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def layers_json(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(layer) | {'outputs': list(layer.outputs)} for layer in self.layers]
+
+    def dtypes(self) -> dict[str, dict[str, int]]:
+        """Kind of layer -> dtype of its first output -> number."""
+        counters: dict[str, collections.Counter[str]] = {}
+        for layer in self.layers:
+            counters.setdefault(layer.kind, collections.Counter()).update(layer.outputs[:1])
+        return {kind: dict(counter) for kind, counter in sorted(counters.items())}
+
+
+def build(
+    model: onnx.ModelProto,
+    package: Package,
+    architectures: Sequence[int] = (),
+    profiles: Mapping[str, Profile] | None = None,
+    *,
+    tf32: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Built:
+    """Build an engine of a model below 2 GiB in its own dtypes.
+
+    `architectures` () is this machine's GPU; `tf32` rounds factors of float32 products to 10 bits; `progress`
+    is called with phase, steps done and steps.
+    """
+    trt, log, start = package.module, package.logger(), time.perf_counter()
+    builder = None
+    with contextlib.suppress(TypeError):  # pybind's answer to a null pointer
+        builder = trt.Builder(log)
+    if builder is None:
+        raise EngineError(f'{package.name} could not start: {"; ".join(log.errors())}')
+    typed = getattr(trt.NetworkDefinitionCreationFlag, 'STRONGLY_TYPED', None)  # 11.x has no other networks
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(model.SerializeToString()):
+        raise EngineError(_parser_message(parser, package))
+    config = builder.create_builder_config()
+    if architectures:
+        config.num_compute_capabilities = len(architectures)
+        for index, number in enumerate(architectures):
+            config.set_compute_capability(trt.ComputeCapability.__members__[f'SM{number}'], index)
+    (config.set_flag if tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if profiles:
+        profile = builder.create_optimization_profile()
+        for name, shapes in profiles.items():
+            profile.set_shape(name, *shapes)
+        config.add_optimization_profile(profile)
+    if progress is not None and hasattr(trt, 'IProgressMonitor'):
+        config.progress_monitor = _monitor(trt, progress)
+    serialised = builder.build_serialized_network(network, config)
+    if serialised is None:
+        reason = '; '.join([text for text in map(_plain, log.errors()) if text][:3]) or 'it gave no reason'
+        raise ExportError(f'{package.name} {package.version} cannot build it: {reason}')
+    layers = []
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        dtypes = tuple(dtype_name(layer.get_output(index).dtype) for index in range(layer.num_outputs))
+        layers.append(Layer(layer.name, layer.type.name, dtypes))
+    seconds = time.perf_counter() - start
+    return Built(bytes(serialised), tuple(layers), tuple(dict.fromkeys(log.warnings())), seconds)
+
+
+def _parser_message(parser: Any, package: Package) -> str:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    words = []
+    for error in errors[:5]:
+        node = f'node {error.node_name()} ({error.node_operator()}): ' if error.node_operator() else ''
+        words.append(f'{node}{_plain(error.desc())}')
+    rest = f' and {len(errors) - 5} more' if len(errors) > 5 else ''
+    return f'{package.name} {package.version} does not support the file: {"; ".join(words)}{rest}'
+
+
+def _plain(message: str) -> str:
+    text = message.split('[checkMacros')[0].strip()
+    if 'is a shape tensor and must have type Int32 or Int64' in text:
+        text += (
+            '; sizes in the graph depend on the values of this input: make it a constant (--constant '
+            'NAME, backend_config.constants), or export the raw form'
+        )
+    return text
+
+
+def _monitor(trt: Any, progress: Callable[[str, int, int], None]) -> Any:
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self.steps[name] = steps
+            progress(name, 0, steps)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            progress(name, step + 1, self.steps.get(name, 0))
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            steps = self.steps.pop(name, 0)
+            progress(name, steps, steps)
+
+    return Monitor()
+
+
+# Optimisation profiles of inputs with open axes, from text.
+
+
+FORM = 'NAME=MIN/OPT/MAX, e.g. input=1x3x320x320/1x3x608x608/1x3x800x1344, or an axis: B=1/1/4'
+"""Form of `--shapes`, for messages."""
+SUM = re.compile(r'(?P<axis>.+?)(?P<offset>[+-]\d+)')
+"""An axis that follows from another: 'M0+1'."""
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, Profile]:
+    """Parse `--shapes`: NAME=MIN/OPT/MAX or NAME=SHAPE, for an input or an open axis."""
+    profiles: dict[str, Profile] = {}
+    for text in texts:
+        name, _, sizes = text.rpartition('=')
+        parts = [part.replace(',', 'x').split('x') for part in sizes.split('/')]
+        digits = all(number.isdecimal() for part in parts for number in part)
+        if not (name and len(parts) in (1, 3) and digits):
+            raise UsageError(f'--shapes {text}: expected {FORM}')
+        shapes = [tuple(map(int, part)) for part in parts]
+        low, usual, high = shapes if len(shapes) == 3 else shapes * 3
+        if not len(low) == len(usual) == len(high):
+            raise UsageError(f'--shapes {text}: MIN, OPT and MAX must have the same number of axes')
+        if not all(a <= b <= c for a, b, c in zip(low, usual, high, strict=True)):
+            raise UsageError(f'--shapes {text}: sizes must grow from MIN over OPT to MAX')
+        if name in profiles:
+            raise UsageError(f'--shapes {text}: {name} is given twice')
+        profiles[name] = (low, usual, high)
+    return profiles
+
+
+def profiles_of(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, Profile]:
+    """Profile of each input with an open axis.
+
+    Sizes that one input gives an axis hold for all inputs, and for dependent axes ('M0+1').
+    """
+    axes = _axes(spec, requested)
+    profiles, missing = {}, []
+    for tensor in spec.inputs:
+        if not tensor.dynamic_axes:
+            continue
+        sizes = [(axis,) * 3 if isinstance(axis, int) else _sizes(axis, axes) for axis in tensor.axes]
+        if None in sizes:
+            unknown = [axis for axis in tensor.dynamic_axes.values() if _sizes(axis, axes) is None]
+            missing.append(f'{tensor.name} {tensor.shape_text()} ({", ".join(unknown)})')
+        else:
+            profiles[tensor.name] = tuple(zip(*sizes, strict=True))
+    if missing:
+        raise UsageError(
+            f'--shapes: the graph has dynamic axes without sizes: {"; ".join(missing)}: give {FORM}'
+        )
+    return profiles
+
+
+def _axes(spec: GraphSpec, requested: Mapping[str, Profile]) -> dict[str, Sizes]:
+    inputs = {tensor.name: tensor for tensor in spec.inputs}
+    letters = {axis for tensor in spec.inputs for axis in tensor.dynamic_axes.values()}
+    letters |= {match['axis'] for match in map(SUM.fullmatch, letters) if match}
+    axes: dict[str, Sizes] = {}
+    for name, (low, usual, high) in requested.items():
+        if name in inputs:
+            tensor = inputs[name]
+            if len(low) != len(tensor.axes):
+                raise UsageError(f'--shapes {name}: {len(low)} axes, the input is {tensor.shape_text()}')
+            for axis, sizes in zip(tensor.axes, zip(low, usual, high, strict=True), strict=True):
+                _add_axis(axes, name, axis, sizes)
+        elif name in letters and len(low) == 1:
+            _add_axis(axes, name, name, (low[0], usual[0], high[0]))
+        else:
+            names = [*inputs, *sorted(letters)]
+            raise UsageError(
+                f'--shapes {name}: is not an input or axis of the graph{did_you_mean(name, names)}; it has '
+                f'{", ".join(names)}'
+            )
+    return axes
+
+
+def _add_axis(axes: dict[str, Sizes], name: str, axis: int | str, sizes: Sizes) -> None:
+    if isinstance(axis, int):
+        if set(sizes) != {axis}:
+            raise UsageError(f'--shapes {name}: gives {sizes} for an axis that is fixed at {axis}')
+    elif axes.setdefault(axis, sizes) != sizes:
+        raise UsageError(f'--shapes {name}: gives {sizes} for axis {axis}, another one gave {axes[axis]}')
+
+
+def _sizes(axis: str, axes: Mapping[str, Sizes]) -> Sizes | None:
+    match = SUM.fullmatch(axis)
+    if axis not in axes and match and match['axis'] in axes:
+        low, usual, high = (size + int(match['offset']) for size in axes[match['axis']])
+        return low, usual, high
+    return axes.get(axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +317,7 @@ def prepare(
         device: index of this machine's GPU.
     """
     architectures = tuple(dict.fromkeys(architectures))
-    requested = tensorrt_shapes.parse_shapes(shapes)
+    requested = parse_shapes(shapes)
     fixed = for_tensorrt.parse_constants(constants)
     model = for_tensorrt.fix_inputs(files.load(source), fixed)
     if files.is_large(model):
@@ -103,7 +326,7 @@ def prepare(
     rtx = (tensorrt_package.installed_package(package, architectures) or package) != 'tensorrt'
     check_limits(model, rtx=rtx, file=str(source))
     spec = for_tensorrt.engine_spec(model, fixed)
-    profiles = {} if only_check else tensorrt_shapes.profiles_of(spec, requested)
+    profiles = {} if only_check else profiles_of(spec, requested)
     if not only_check:
         built_with = tensorrt_package.find_package(package, architectures)
         gpu = find_gpu(device)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from mmdeploy_ext.graphs.script import Body
-from mmdeploy_ext.upstream.operators.operator import Operator, register
-from mmdeploy_ext.upstream.operators.sizes import hw
+from mmdeploy_ext.upstream.operators.operator import Operator, hw, register
 
 PIECES = 8
 """Bands of rows that are resized one after the other: only the boolean result is ever whole."""

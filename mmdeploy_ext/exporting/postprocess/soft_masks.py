@@ -15,9 +15,8 @@ import torch
 from onnx import TensorProto
 
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
-from mmdeploy_ext.runtime.grid_lines import lines
-from mmdeploy_ext.upstream.operators.operator import Operator, register
-from mmdeploy_ext.upstream.operators.sizes import length
+from mmdeploy_ext.runtime.bird_eye import lines
+from mmdeploy_ext.upstream.operators.operator import Operator, length, register
 
 PIECES = 8
 """Parts of the map that are computed one after the other, to fit into the caches."""

@@ -15,10 +15,15 @@ from torch import Tensor
 from mmdeploy_ext.base.config import cfg_options
 from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.spec.nms import NmsConfig
-from mmdeploy_ext.upstream.operators.efficient_nms import efficient_nms
-from mmdeploy_ext.upstream.operators.nms import batched_keep, class_offsets, nms_of_sorted
+from mmdeploy_ext.upstream.operators.nms import (
+    NO_CANDIDATE,
+    SOFT_NMS,
+    batched_keep,
+    class_offsets,
+    efficient_nms,
+    nms_of_sorted,
+)
 from mmdeploy_ext.upstream.operators.rotated_nms import rotated_class_offsets, rotated_keep
-from mmdeploy_ext.upstream.operators.soft_nms import NO_CANDIDATE, SOFT_NMS
 
 GROUPS = 32
 """Groups of labels for an NMS without a limit of results: a box is compared with all better kept boxes."""

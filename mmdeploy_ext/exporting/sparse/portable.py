@@ -24,7 +24,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.base.errors import ExportError, UsageError
-from mmdeploy_ext.exporting.sparse.node_writer import NodeWriter
+from mmdeploy_ext.exporting.sparse.libspconv import NodeWriter
 from mmdeploy_ext.runtime.sparse import ir
 from mmdeploy_ext.runtime.sparse.buckets import BEV, FACTS, FORMS, VOXELS, Layout
 from mmdeploy_ext.runtime.sparse.plan import PortableFacts, Table, plan_of

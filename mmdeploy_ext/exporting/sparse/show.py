@@ -5,8 +5,8 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.exporting.sparse.libspconv import EngineParser
 from mmdeploy_ext.exporting.sparse.libspconv_contract import TensorWalk
-from mmdeploy_ext.exporting.sparse.libspconv_parser import EngineParser
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

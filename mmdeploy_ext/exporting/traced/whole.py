@@ -19,8 +19,7 @@ from mmdeploy_ext.exporting.export import patched_libraries, whole_path
 from mmdeploy_ext.exporting.traced.functions import named_results, ranked, replaced
 from mmdeploy_ext.exporting.traced.mode import Escape, Tracing, is_traced
 from mmdeploy_ext.spec.tensors import VALID
-from mmdeploy_ext.upstream.operators.places import place_of
-from mmdeploy_ext.upstream.operators.sizes import hw
+from mmdeploy_ext.upstream.operators.operator import hw, place_of
 
 INPUTS = ('input', 'img_shape', 'scale_factor', 'ori_shape', 'border')
 

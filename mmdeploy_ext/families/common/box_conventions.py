@@ -10,7 +10,7 @@ from torch import nn
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.options import CONVENTIONS
-from mmdeploy_ext.upstream.models.query_boxes import QueryBoxCoder
+from mmdeploy_ext.upstream.models.conditional_detr import QueryBoxCoder
 from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
 
 CODER = 'NMSFreeCoder'

@@ -27,7 +27,7 @@ SIZED_ATTENTION = dict(
     PyramidVisionTransformerV2='SpatialReductionAttention',
 )
 """Backbones that compute with Python sizes -> their attention
-(`upstream/operators/backbone_attention.py`).
+(`upstream/operators/attention.py`).
 """
 MULTIPLES = dict(
     YOLOV3Neck=32, YOLOXPAFPN=32, CSPNeXtPAFPN=32, HRNet=32, CTResNetNeck=32, FPN_CARAFE=64, FPG=128,

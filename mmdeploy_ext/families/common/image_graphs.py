@@ -16,7 +16,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import Stage, TensorSpec
-from mmdeploy_ext.upstream.operators.sizes import hw
+from mmdeploy_ext.upstream.operators.operator import hw
 
 
 def image_input(

@@ -22,7 +22,7 @@ from mmdeploy_ext.families.common.voxel_grid import grid_size, rule_of_layer
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.upstream.models.building import build_without_weights, names_of_class
 from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint, load_strict
-from mmdeploy_ext.upstream.weights.sparse_layouts import find_kernels
+from mmdeploy_ext.upstream.weights.sparse_checkpoint import find_kernels
 
 UNTRACED = (
     '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', 'extract_pts_feat',

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mmdeploy_ext.upstream.operators.sizes import length
+from mmdeploy_ext.upstream.operators.operator import length
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,10 +27,10 @@ from mmdeploy_ext.families.common.padding import (
     waves,
 )
 from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
+from mmdeploy_ext.upstream.models.conditional_detr import among_themselves, attend_to, run_layer
 from mmdeploy_ext.upstream.models.dino import NO_RESULT
-from mmdeploy_ext.upstream.models.transformer_layers import among_themselves, attend_to, run_layer
 from mmdeploy_ext.upstream.operators.attention import attend_tokens
-from mmdeploy_ext.upstream.operators.sizes import hw
+from mmdeploy_ext.upstream.operators.operator import hw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,8 +23,8 @@ from mmdeploy_ext.exporting.postprocess.suppression import clip_to
 from mmdeploy_ext.families.common.dense_heads import border_inset, bucket_settings, chosen_coder, clips
 from mmdeploy_ext.runtime.box_coders import Bucket, Coder
 from mmdeploy_ext.upstream.compat.plain_kernels import bins_of
+from mmdeploy_ext.upstream.operators.operator import hw
 from mmdeploy_ext.upstream.operators.roi_align import check_layer, pool_level
-from mmdeploy_ext.upstream.operators.sizes import hw
 
 EXTRACTORS = (extractors.SingleRoIExtractor, extractors.GenericRoIExtractor)
 MOVING_LAYERS = (DeformRoIPoolPack, ModulatedDeformRoIPoolPack)

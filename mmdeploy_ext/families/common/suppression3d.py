@@ -12,8 +12,8 @@ import torch
 from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import gather_rows, limit
 from mmdeploy_ext.spec.tensors import ColumnGroup, TensorSpec
+from mmdeploy_ext.upstream.operators.nms import NO_CANDIDATE
 from mmdeploy_ext.upstream.operators.rotated_nms import rotated_keep
-from mmdeploy_ext.upstream.operators.soft_nms import NO_CANDIDATE
 
 
 def best_rows(level: dict[str, torch.Tensor], count: int) -> dict[str, torch.Tensor]:

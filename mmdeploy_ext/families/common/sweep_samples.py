@@ -12,7 +12,7 @@ from mmdeploy_ext.families.sequence_data import SequenceData
 from mmdeploy_ext.families.synthetic import info_files
 from mmdeploy_ext.families.synthetic.moments import generated_sweeps
 from mmdeploy_ext.runtime.frames import Sweep
-from mmdeploy_ext.runtime.preprocess.point_files import point_rule
+from mmdeploy_ext.runtime.preprocess.points import point_rule
 from mmdeploy_ext.runtime.sweeps import Sweeps
 from mmdeploy_ext.spec.preparation import VoxelRule
 

@@ -30,7 +30,7 @@ from mmdeploy_ext.families.corner.facts import CornerFacts
 from mmdeploy_ext.runtime.box_coders import peaks_of
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import GraphSpec, Stage
-from mmdeploy_ext.upstream.operators.sizes import hw
+from mmdeploy_ext.upstream.operators.operator import hw
 
 STRIDE = 4
 """Stride of an hourglass, pixels."""

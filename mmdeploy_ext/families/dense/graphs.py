@@ -29,7 +29,7 @@ from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.upstream.operators.sizes import hw, length
+from mmdeploy_ext.upstream.operators.operator import hw, length
 
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
 """Columns of boxes, and their unit."""

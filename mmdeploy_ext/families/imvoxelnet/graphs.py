@@ -22,7 +22,7 @@ from mmdeploy_ext.families.imvoxelnet.facts import ImVoxelNetFacts
 from mmdeploy_ext.runtime.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.upstream.operators.sizes import hw
+from mmdeploy_ext.upstream.operators.operator import hw
 
 MEANINGS = dict(
     cls_score=('class logits of each anchor', 'logit'),

@@ -34,7 +34,7 @@ from mmdeploy_ext.families.instance.facts import InstanceFacts
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.upstream.models.instance_masks import ROUNDED, CondInst, InstanceMaskDetector, mask_logits
-from mmdeploy_ext.upstream.operators.sizes import hw
+from mmdeploy_ext.upstream.operators.operator import hw
 
 FULL_NAMES = ('dets', 'labels', 'masks')
 OUTPUTS = ('cls_score', 'bbox_pred', 'centerness', 'parameters')

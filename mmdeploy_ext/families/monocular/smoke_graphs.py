@@ -21,7 +21,7 @@ from mmdeploy_ext.families.monocular.runtime import decoding
 from mmdeploy_ext.runtime.box_coders import peaks_of
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.upstream.operators.sizes import hw
+from mmdeploy_ext.upstream.operators.operator import hw
 
 FULL_NAMES = ('boxes', 'scores', 'labels')
 PEAKS, WINDOW, SCORE_THR = 100, 3, 0.25

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
-    from mmdeploy_ext.spec.bars import Bars
     from mmdeploy_ext.spec.matching import Pairing
-    from mmdeploy_ext.spec.results import DetectionRow, Pair
+    from mmdeploy_ext.spec.results import Bars, DetectionRow, Pair
 
 RESULTS, PLACE = 'boxes', bbox3d.PLACE
 fit_pair = bbox2d.fit_pair

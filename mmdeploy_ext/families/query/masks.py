@@ -34,7 +34,7 @@ from mmdeploy_ext.families.common.query_networks import (
 from mmdeploy_ext.families.query.facts import QueryFacts
 from mmdeploy_ext.families.query.postprocess import best_pairs
 from mmdeploy_ext.upstream.operators.attention import attend_tokens
-from mmdeploy_ext.upstream.operators.sizes import hw
+from mmdeploy_ext.upstream.operators.operator import hw
 
 NAMES = ('logits', 'mask_logits')
 MASKS_FULL = ('masks', 'scores', 'labels')

@@ -14,7 +14,7 @@ from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, nms_config
 from mmdeploy_ext.families.common.query_networks import content_size, query_head
 from mmdeploy_ext.spec.nms import NmsConfig
-from mmdeploy_ext.upstream.models.boxes_cxcywh import cxcywh_to_xyxy
+from mmdeploy_ext.upstream.models.conditional_detr import cxcywh_to_xyxy
 
 FULL_NAMES = ('dets', 'labels')
 

@@ -18,7 +18,7 @@ from mmdeploy_ext.families.common.mask_heads import predicted_class_only
 from mmdeploy_ext.families.common.query_networks import attend_to
 from mmdeploy_ext.families.common.regions import Regions, decoded, feature_names, has_masks, stages_of
 from mmdeploy_ext.families.query.postprocess import FULL_NAMES, best_pairs
-from mmdeploy_ext.upstream.models.boxes_cxcywh import cxcywh_to_xyxy
+from mmdeploy_ext.upstream.models.conditional_detr import cxcywh_to_xyxy
 
 NAMES = ('logits', 'boxes')
 

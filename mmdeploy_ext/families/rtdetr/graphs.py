@@ -17,7 +17,7 @@ from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.upstream.models.rtdetr.detector import STRIDE
-from mmdeploy_ext.upstream.models.rtdetr.layers import RepVggBlock
+from mmdeploy_ext.upstream.models.rtdetr.encoder import RepVggBlock
 
 RAW_NAMES = ('logits', 'boxes', 'tokens')
 FULL_NAMES = ('labels', 'boxes', 'scores')

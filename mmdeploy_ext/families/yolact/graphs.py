@@ -34,7 +34,7 @@ from mmdeploy_ext.families.yolact.facts import YolactFacts
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.upstream.operators.nms import pairwise_iou
-from mmdeploy_ext.upstream.operators.sizes import hw
+from mmdeploy_ext.upstream.operators.operator import hw
 
 HEAD_OUTPUTS = ('cls', 'reg', 'coeff')
 FULL_NAMES = ('dets', 'labels', 'masks')

@@ -8,13 +8,21 @@ import onnx
 from mmdeploy_ext.base.errors import InferenceError, Mm2OnnxError, UsageError
 from mmdeploy_ext.graphs import run, signature
 from mmdeploy_ext.graphs.diff import findings
-from mmdeploy_ext.graphs.diff.align import align
 from mmdeploy_ext.graphs.diff.findings import Comparison, DiffBars
 from mmdeploy_ext.graphs.diff.program import Constants, NodeRunner, Program
-from mmdeploy_ext.graphs.diff.structure import Change, changes
-from mmdeploy_ext.graphs.diff.walk import EQUAL, UNKNOWN, ReferenceTensor, Walk, compare, walk
-from mmdeploy_ext.graphs.feeds import check_feeds, random_feeds
+from mmdeploy_ext.graphs.diff.structure import (
+    EQUAL,
+    UNKNOWN,
+    Change,
+    ReferenceTensor,
+    Walk,
+    align,
+    changes,
+    compare,
+    walk,
+)
 from mmdeploy_ext.graphs.io import files
+from mmdeploy_ext.graphs.run import check_feeds, random_feeds
 
 
 def engine_notes(

@@ -11,19 +11,20 @@ import numpy as np
 
 from mmdeploy_ext.base.errors import shape_text
 from mmdeploy_ext.graphs.diff.program import SHAPE_READERS
-from mmdeploy_ext.graphs.diff.structure import ONLY_HERE, Change
-from mmdeploy_ext.graphs.diff.walk import (
+from mmdeploy_ext.graphs.diff.structure import (
     BORN,
     BORN_RTOL,
     FREE_RTOL,
     INNER,
+    ONLY_HERE,
     UNKNOWN,
+    Change,
     ReferenceTensor,
     Row,
     Walk,
     is_informative,
 )
-from mmdeploy_ext.graphs.io.modules import module_path
+from mmdeploy_ext.graphs.io.files import module_path
 
 MAX_EVIDENCE = 6
 """Largest number of observations about a difference."""

@@ -1,19 +1,26 @@
 """Reading and writing ONNX files; they are checked, and written whole or not at all. Needs onnx only."""
 
+import ast
 import contextlib
 import copy
+import functools
 import gc
 import math
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
+import numpy as np
 import onnx
 from onnx import external_data_helper as external_data
 
+from mmdeploy_ext.base.arrays import load_arrays
+from mmdeploy_ext.base.dump import MANIFEST, load_dump
 from mmdeploy_ext.base.errors import DataError, ModelFileError, UsageError, named
-from mmdeploy_ext.base.file_names import path_in
 from mmdeploy_ext.base.files import (
     EXPORT_AGAIN,
     PROTOBUF_LIMIT,
@@ -22,13 +29,130 @@ from mmdeploy_ext.base.files import (
     check_outputs,
     check_writable,
     is_special,
+    path_in,
     read_onnx,
+    replaced_files,
     will_read,
 )
-from mmdeploy_ext.base.folders import replaced_files
 from mmdeploy_ext.graphs.io import types
 from mmdeploy_ext.graphs.io.index import all_nodes, all_tensors, node_label, reads, writes
 from mmdeploy_ext.spec.digest import check_whole, sealed
+
+# Named tensors on disk, for graphs: files that other tools write as well. Needs numpy only.
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Read named tensors: an .npz file, a dump of this project, a .npy file, or a folder of .npy files."""
+    path = Path(path)
+    if path.is_dir():
+        if (path / MANIFEST).is_file():
+            return load_dump(path)[0]
+        arrays = {}
+        for file in sorted(path.glob('*.npy')):
+            arrays |= load_arrays(file, unquote(file.stem))
+        if not arrays:
+            raise DataError(f'{path}: has no tensors; expected .npy files or a {MANIFEST}')
+        return arrays
+    if not path.is_file():
+        raise DataError(f'{path}: no such file or folder of tensors; expected .npz, or a folder of .npy')
+    return load_arrays(path, unquote(path.stem))
+
+
+def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            array = np.asarray(array)
+            array = array.astype(str) if array.dtype == object else array
+            with archive.open(f'{name}.npy', 'w', force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+# The module of the PyTorch model that a node was exported from. Needs onnx only.
+#
+# Three sources, tried in this order:
+# - metadata of the torch.export-based exporter: `pkg.torch.onnx.name_scopes`;
+# - node names of the TorchScript exporter: '/backbone/layer1/layer1.0/conv1/Conv';
+# - names of weights: a node that reads 'backbone.stem.conv.weight' belongs to 'backbone.stem.conv'. Older
+#   exporters and other frameworks leave only these.
+
+
+SCOPES = 'pkg.torch.onnx.name_scopes'
+WEIGHTS = ('weight', 'bias', 'running_mean', 'gamma', 'in_proj_weight')
+"""Last parts of names of weights."""
+WRAPPER = 'model'
+"""The attribute of the export wrappers that holds the detector; the paths of checkpoints begin below it."""
+
+
+def module_of(node: onnx.NodeProto) -> tuple[str, str]:
+    """Return (module name, source of the name), e.g. ('backbone.layer1.0.conv1', 'names')."""
+    for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            try:
+                scopes = ast.literal_eval(entry.value)
+            except (ValueError, SyntaxError):
+                scopes = None
+            is_list = isinstance(scopes, list) and len(scopes) >= 2
+            return (str(scopes[-2]) if is_list else ''), 'metadata'  # the last scope is the operation itself
+    if '/' in node.name:
+        return '.'.join(without_repetition(node.name.split('/')[:-1])), 'names'
+    for name in node.input:
+        module, dot, last = name.rpartition('.')
+        if dot and last in WEIGHTS:
+            return module, 'weights'
+    return '', ''
+
+
+def without_repetition(parts: Iterable[str]) -> list[str]:
+    """Drop empty parts and containers that the next part repeats."""
+    words: list[str] = []
+    for part in filter(None, parts):
+        if words and part.startswith(f'{words[-1]}.'):
+            words.pop()
+        words.append(part)
+    return words
+
+
+def plain_path(path: str) -> str:
+    """Return a module's path below the detector, as in the keys of checkpoints."""
+    parts = path.split('.')
+    return '.'.join(parts[parts.index(WRAPPER) + 1 :]) if WRAPPER in parts else path
+
+
+def module_path(node: onnx.NodeProto, modules: Collection[str] | None = None) -> str:
+    """Return the path of a node's module, '' if unknown, from TorchScript's name or dynamo's metadata.
+
+    `network/backbone/layer1/layer1.0/relu_1/Relu` is the second call of `backbone.layer1.0.relu`. With
+    `modules`, the paths of the model's modules, the result is one of them (the nearest module around the
+    node) or ''. None keeps numbers of calls and stages ('network').
+    """
+    path, source = module_of(node)
+    if source == 'metadata':
+        return plain_path(path)
+    parts = without_repetition(node.name.split('/')[:-1])
+    if modules is None:
+        return plain_path('.'.join(parts))
+    return _resolve(tuple(parts), frozenset(modules))
+
+
+@functools.lru_cache(maxsize=4096)
+def _resolve(parts: tuple[str, ...], modules: frozenset[str]) -> str:
+    for path in _possible_paths(parts):
+        if path in modules:
+            return path
+        longer = [module for module in modules if module.endswith(f'.{path}')]
+        if len(longer) == 1:
+            return longer[0]
+    return ''
+
+
+def _possible_paths(parts: Sequence[str]) -> Iterator[str]:
+    for end in range(len(parts), 0, -1):
+        for start in range(end):
+            path = '.'.join(parts[start:end])
+            yield plain_path(path)
+            yield plain_path(re.sub(r'_\d+$', '', path))
+            yield plain_path('.'.join(re.sub(r'_\d+$', '', part) for part in parts[start:end]))
+
 
 CANNOT_READ = (ValueError, OSError, onnx.checker.ValidationError)
 """Errors that onnx raises if external data do not fit the model."""

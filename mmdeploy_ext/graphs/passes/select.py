@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 import onnx
 
 from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.graphs.io.files import module_of
 from mmdeploy_ext.graphs.io.index import Index, did_you_mean
-from mmdeploy_ext.graphs.io.modules import module_of
 
 WILDCARDS = '*?['
 """Characters that make a name a pattern."""

@@ -16,8 +16,8 @@ from onnx import numpy_helper
 
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.graphs.io import files
+from mmdeploy_ext.graphs.io.files import save_npz
 from mmdeploy_ext.graphs.io.index import did_you_mean
-from mmdeploy_ext.graphs.io.tensors import save_npz
 from mmdeploy_ext.graphs.reduce import run
 from mmdeploy_ext.graphs.reduce.case import Candidate
 

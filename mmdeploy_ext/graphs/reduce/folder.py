@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 
 from mmdeploy_ext.base.errors import UsageError
-from mmdeploy_ext.base.files import atomic_path, check_writable, write_json
-from mmdeploy_ext.base.folders import check_replaceable, replaced_folder
+from mmdeploy_ext.base.files import (
+    atomic_path,
+    check_replaceable,
+    check_writable,
+    replaced_folder,
+    write_json,
+)
 from mmdeploy_ext.graphs.io import files
-from mmdeploy_ext.graphs.io.tensors import save_npz
+from mmdeploy_ext.graphs.io.files import save_npz
 from mmdeploy_ext.graphs.reduce import run
 from mmdeploy_ext.graphs.reduce.search import Reduction
 

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from onnx import TensorProto, helper
 
-from mmdeploy_ext.base.errors import Mm2OnnxError, UsageError, one_line
+from mmdeploy_ext.base.errors import InferenceError, Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.host_programs import hosted
 from mmdeploy_ext.graphs.diff import findings
-from mmdeploy_ext.graphs.diff.align import align
 from mmdeploy_ext.graphs.diff.files import engine_notes
 from mmdeploy_ext.graphs.diff.findings import regions
 from mmdeploy_ext.graphs.diff.program import Constants, NodeRunner, Program
-from mmdeploy_ext.graphs.diff.structure import changes
-from mmdeploy_ext.graphs.diff.walk import ReferenceTensor, compare, walk
+from mmdeploy_ext.graphs.diff.structure import (
+    BORN_RTOL,
+    ReferenceTensor,
+    align,
+    changes,
+    compare,
+    is_informative,
+    walk,
+)
 from mmdeploy_ext.graphs.io import files
+from mmdeploy_ext.graphs.io.files import module_path, plain_path
 from mmdeploy_ext.proving import file_checks
-from mmdeploy_ext.proving.difference.pair import RecordIndex
-from mmdeploy_ext.proving.difference.record import record_stages
-from mmdeploy_ext.proving.difference.split import split_lines, split_of
+from mmdeploy_ext.proving.difference.report import record_stages
+from mmdeploy_ext.proving.float64 import distance_of, in_float64
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.pictures import run_case
 from mmdeploy_ext.proving.references import options_besides_form, references
@@ -39,9 +48,368 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.graphs.diff.walk import Walk
-    from mmdeploy_ext.proving.difference.split import Split
+    from mmdeploy_ext.graphs.diff.structure import Walk
+    from mmdeploy_ext.proving.difference.report import TensorRecord, TensorRecorder
     from mmdeploy_ext.spec.verdict import Verdict
+
+
+# Pairs of tensors of a graph and records of PyTorch: by values, and behind an error by place.
+
+
+SAMPLES = 48
+"""Values of a tensor that are compared first."""
+ROUNDING = 1e-6
+"""Records within this relative difference are equally good."""
+SIMILAR = 0.7
+"""Largest norm of the difference, relative to the record's, of tensors paired by place."""
+OPERATORS = {
+    'Conv': ('convolution', 'native_batch_norm', 'cudnn_batch_norm'),
+    'MatMul': ('part of addmm', 'mm', 'bmm', 'addmm'),
+    'Gemm': ('addmm', 'mm'),
+    'Add': ('add', 'addmm', 'native_layer_norm', 'native_group_norm'),
+    'Sub': ('sub', 'rsub'),
+    'Mul': ('mul', 'part of native_group_norm', 'part of native_layer_norm'),
+    'InstanceNormalization': ('part of native_group_norm', 'native_group_norm'),
+    'LayerNormalization': ('native_layer_norm', 'part of native_layer_norm', 'part of native_group_norm'),
+    'BatchNormalization': ('native_batch_norm', 'cudnn_batch_norm'),
+    'Transpose': ('permute', 'transpose'),
+    'Concat': ('cat', 'stack'),
+    'Gather': ('index', 'index_select', 'select', 'gather', 'embedding'),
+    'GatherElements': ('gather',),
+    'GatherND': ('index',),
+    'Slice': ('slice', 'select', 'split'),
+    'MaxPool': ('max_pool2d_with_indices',),
+    'Clip': ('clamp', 'clamp_min', 'clamp_max', 'hardtanh', 'relu6'),
+    'Pow': ('pow', 'square'),
+    'Where': ('where', 'masked_fill'),
+    'ReduceMax': ('amax', 'max'),
+    'ReduceMean': ('mean',),
+    'ReduceSum': ('sum',),
+}
+"""ONNX operator -> PyTorch's operators with other names."""
+SINGLE = {
+    'Conv': ('convolution',),
+    'ConvTranspose': ('convolution',),
+    'Gemm': ('addmm',),
+    'InstanceNormalization': ('part of native_group_norm',),
+    'LayerNormalization': ('native_layer_norm', 'part of native_group_norm'),
+}
+"""ONNX operator -> PyTorch's operators, one per module."""
+SAME_VALUES = (
+    'Reshape',
+    'Flatten',
+    'Squeeze',
+    'Unsqueeze',
+    'Identity',
+    'Cast',
+    'Expand',
+    'Tile',
+    'Slice',
+    'Concat',
+    'Gather',
+    'Split',
+    'Pad',
+    'Where',
+    'Clip',
+    'Relu',
+    'Max',
+    'Min',
+)
+
+
+class RecordIndex:
+    """Looks the references of a graph's tensors up in the records of one run of PyTorch.
+
+    `rtol` is the largest error of equal values; `modules` are the paths of all modules that ran.
+    """
+
+    def __init__(
+        self, recorder: TensorRecorder, weights: Mapping[str, np.ndarray], rtol: float = BORN_RTOL
+    ) -> None:
+        self.recorder, self.records, self.rtol = recorder, recorder.records, rtol
+        self.modules = frozenset({record.module for record in recorder.records} | set(recorder.calls))
+        groups: dict[tuple[str, int], list[int]] = collections.defaultdict(list)
+        for index, record in enumerate(recorder.records):
+            groups[_group(record.value)].append(index)
+        self._groups = {
+            key: (np.array(indices), np.stack([_sample(recorder.records[index].value) for index in indices]))
+            for key, indices in groups.items()
+        }
+        self._owners: dict[tuple[int, float], str] = {}
+        for name, array in weights.items():
+            if array.ndim > 1:
+                owner = plain_path(name).rpartition('.')[0]  # as the records have it
+                self._owners.setdefault(_fingerprint(array), owner)
+
+    def named(self) -> dict[str, ReferenceTensor]:
+        return {
+            name: self.reference(index, 'name')
+            for index, record in enumerate(self.records)
+            for name in record.names
+        }
+
+    def reference(self, index: int, how: str) -> ReferenceTensor:
+        record = self.records[index]
+        return ReferenceTensor(record.value, record.label, record.module, how, index)
+
+    def module_path(self, program: Program, position: int) -> str:
+        node = program.index.nodes[position]
+        if scope := module_path(node, self.modules):
+            return scope
+        for name in program.index.reads(position):
+            array = program.constants.get(name)
+            if array is not None and array.ndim > 1:
+                owner = self._owners.get(_fingerprint(array))
+                if owner:
+                    return owner
+        return ''
+
+    def lookup(self, walk: Walk, tensor: str, position: int, value: np.ndarray) -> ReferenceTensor | None:
+        """Return a record with a tensor's values, or None."""
+        program = walk.program
+        if value.size == 0 or (tensor in program.static and value.dtype.kind != 'f'):
+            return None
+        before = walk.latest_input(position)
+        first = before if program.index.nodes[position].op_type in SAME_VALUES else before + 1
+        errors = {index: error for index, error in self._equal(value).items() if index >= first}
+        if not errors:
+            return None
+        nearest = max(ROUNDING, min(errors.values()))  # a clamp at 1e-5 is not taken for what it clamps
+        candidates = [index for index, error in errors.items() if error <= nearest]
+        module = self.module_path(program, position) if len(candidates) > 1 else ''
+        same_module = [index for index in candidates if self.records[index].module == module]
+        return self.reference((same_module or candidates)[0], 'value')
+
+    def _equal(self, value: np.ndarray) -> dict[int, float]:
+        indices, samples = self._groups.get(_group(value), ((), ()))
+        if not len(indices):
+            return {}
+        sample = _sample(value)
+        bound = 0.0 if value.dtype.kind != 'f' else self.rtol * float(np.nanmax(np.abs(value), initial=0))
+        with np.errstate(invalid='ignore'):
+            near = (np.abs(samples - sample) <= bound) | (samples == sample)
+        near |= np.isnan(samples) & np.isnan(sample)
+        flat = value.reshape(-1)
+        errors = {
+            int(index): compare(flat, self.records[index].value.reshape(-1))[0] or 0.0
+            for index in indices[near.all(1)]
+        }
+        return {index: error for index, error in errors.items() if error <= self.rtol}
+
+    def by_place(self, walk: Walk, segment: Sequence[str]) -> dict[str, ReferenceTensor]:
+        """Return name -> reference of the first tensor of `segment` that can be paired by place, or {}."""
+        claimed = _claimed(walk)
+        for tensor in segment:
+            index = self._place(walk, tensor, claimed)
+            if index is not None:
+                return {tensor: self.reference(index, 'order')}
+        return {}
+
+    def by_module(self, walk: Walk) -> dict[str, ReferenceTensor]:
+        claimed, references = _claimed(walk), {}
+        for tensor, row in walk.rows.items():
+            operators = SINGLE.get(walk.program.index.nodes[row.position].op_type)
+            value = walk.good.get(tensor)
+            if row.reference is not None or operators is None or value is None:
+                continue
+            module, before = self.module_path(walk.program, row.position), walk.latest_input(row.position)
+            for index in range(before + 1, len(self.records)):
+                record = self.records[index]
+                if index in claimed or record.operator not in operators or record.module != module:
+                    continue
+                if _distance(value, record.value) < SIMILAR:
+                    references[tensor] = self.reference(index, 'module')
+                    claimed.add(index)
+                    break
+        return references
+
+    def _place(self, walk: Walk, tensor: str, claimed: set[int]) -> int | None:
+        row = walk.rows[tensor]
+        node = walk.program.index.nodes[row.position]
+        value, module = walk.good.get(tensor), self.module_path(walk.program, row.position)
+        ranks = []
+        for index in range(walk.latest_input(row.position) + 1, len(self.records)):
+            record = self.records[index]
+            if index in claimed or not stands_for(record.operator, node.op_type):
+                continue
+            if value is not None and _group(value)[0] != _group(record.value)[0]:
+                continue  # the indices of a top-k are not its values
+            calls = (name for name in record.outputs_of if name.startswith(f'{module} ('))
+            in_module = bool(module) and (record.module == module or any(calls))
+            distance = _distance(value, record.value)
+            if in_module or not distance > SIMILAR:  # NaN if a mask is infinite: its place alone tells
+                ranks.append((not in_module, distance, index))
+        return min(ranks)[2] if ranks else None
+
+
+def _claimed(walk: Walk) -> set[int]:
+    return {row.reference.record for row in walk.rows.values() if row.reference is not None}
+
+
+def stands_for(operator: str, op_type: str) -> bool:
+    """Whether an ONNX node may stand for an operator of PyTorch."""
+    if op_type in OPERATORS:
+        return operator in OPERATORS[op_type]
+    if op_type == 'Resize':
+        return operator.startswith('upsample')
+    return op_type.lower() in operator.replace('_', '')
+
+
+def _distance(value: np.ndarray | None, reference: np.ndarray) -> float:
+    if value is None or value.size != reference.size or not is_informative(value):
+        return 1e3
+    # not `ArrayDistance`: it is the norm that ranks records, and an infinity on both sides has to give NaN
+    value, reference = value.reshape(-1).astype(np.float64), reference.reshape(-1).astype(np.float64)
+    length = float(np.linalg.norm(reference))
+    return float(np.linalg.norm(value - reference)) / length if length else 1e3
+
+
+def _group(value: np.ndarray) -> tuple[str, int]:
+    return {'i': 'i', 'u': 'i'}.get(value.dtype.kind, value.dtype.kind), value.size
+
+
+def _sample(value: np.ndarray) -> np.ndarray:
+    flat = value.reshape(-1)
+    return flat[np.linspace(0, flat.size - 1, min(SAMPLES, flat.size)).astype(np.int64)].astype(np.float64)
+
+
+def _fingerprint(array: np.ndarray) -> tuple[int, float]:
+    return array.size, float(np.sort(array.astype(np.float64), axis=None)[:: max(array.size // 64, 1)].sum())
+
+
+# Where a difference comes from: rounding in PyTorch, rounding in ONNX Runtime, or the export.
+#
+# Both sides run in float32 and in float64: what is left in float64 is the exporter's. Operators that have no
+# float64 in ONNX Runtime run in float32 on rounded values, and Conv in PyTorch.
+
+
+PARTS = ('rounding in PyTorch', 'rounding in ONNX Runtime', 'export')
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One tensor: largest differences relative to its largest value, in the order of `PARTS`."""
+
+    tensor: str
+    module: str
+    parts: tuple[float, float, float]
+
+
+def split_of(
+    stages: Sequence[Stage],
+    feeds: Mapping[str, np.ndarray],
+    records: Sequence[TensorRecord],
+    walked: Walk,
+) -> tuple[list[Split], list[str]]:
+    """Return the parts of each tensor that a module gives, in order, and operators that ran in float32.
+
+    `records`: of the stages in float32; `walked`: the file.
+    """
+    exact = _modules_in_float64([*stages], feeds)
+    wide, narrow = _graph_in_float64(walked.program, feeds)
+    found = []
+    for name, row in walked.rows.items():
+        if row.reference is None or row.reference.record < 0:
+            continue
+        record = records[row.reference.record]
+        label = next((label for label in (*record.names, *record.outputs_of) if label in exact), '')
+        arrays = [row.reference.value, walked.free.get(name), wide.get(name), exact.get(label)]
+        if any(array is None for array in arrays):
+            continue
+        arrays = [array.squeeze() for array in arrays]  # a Linear in float64 drops a batch of 1
+        if len({array.shape for array in arrays}) > 1:
+            continue
+        torch_single, graph_single, graph_exact, torch_exact = arrays
+        pairs = (torch_single, torch_exact), (graph_single, graph_exact), (graph_exact, torch_exact)
+        largest = max(float(np.abs(torch_exact).max(initial=0.0)), 1e-30)
+        parts = tuple(float(distance_of(*pair).max(initial=0.0)) / largest for pair in pairs)
+        found.append(Split(name, record.module or record.label, parts))
+    return found, narrow
+
+
+def split_lines(found: Sequence[Split], narrow: Sequence[str]) -> list[str]:
+    """Return a line for each part: its size at the last tensor, and the module that adds most of it."""
+    if not found:
+        return ['not split: the file has no tensor of a module']
+    lines = []
+    for place, title in enumerate(PARTS):
+        sizes = [entry.parts[place] for entry in found]
+        growth = [size - max(sizes[:index], default=0.0) for index, size in enumerate(sizes)]
+        worst = found[int(np.argmax(growth))]
+        text = f'{title}: {sizes[-1]:.1e} of the largest value at {found[-1].tensor}'
+        lines.append(f'{text}, most of it in {worst.module} ({worst.parts[place]:.1e} at {worst.tensor})')
+    if narrow:
+        lines.append(f'computed in float32 on both sides of "export": {", ".join(narrow)}')
+    return lines
+
+
+def _modules_in_float64(stages: list[Stage], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    recorder, inputs = None, {name: torch.tensor(array) for name, array in feeds.items()}
+    while stages and recorder is None:
+        with contextlib.ExitStack() as stack:
+            for stage in stages:
+                stack.enter_context(in_float64(stage.module))
+            try:
+                recorder = record_stages(stages, inputs)
+            except RuntimeError:  # the last stage has an operator of float32 alone, as suppression
+                stages.pop()
+    if recorder is None:
+        return {}
+    return {
+        label: record.value for record in recorder.records for label in (*record.outputs_of, *record.names)
+    }
+
+
+def _graph_in_float64(
+    program: Program, feeds: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    runner, narrow = NodeRunner(), set()
+    values = {
+        name: _wider(array) for name, array in (program.constants | program.defaults | dict(feeds)).items()
+    }
+    for position in program.steps:
+        node, names = program.index.nodes[position], program.index.reads(position)
+        if any(name not in values for name in names):
+            continue
+        arrays = [values[name] for name in names]
+        try:
+            results = _computed(program, position, arrays)
+            if results is None:
+                try:
+                    results = runner.run(program, position, values)
+                except InferenceError:
+                    narrow.add(node.op_type)
+                    single = {name: _narrower(values[name]) for name in names}
+                    results = runner.run(program, position, single)
+        except InferenceError:
+            continue  # what follows has no value in float64
+        values.update(zip(program.index.writes(position), map(_wider, results), strict=True))
+    return values, sorted(narrow)
+
+
+def _computed(program: Program, position: int, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    """Results of nodes that ONNX Runtime does not compute in float64, or whose type is an attribute."""
+    node = program.index.nodes[position]
+    given = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    if node.op_type == 'Cast' and given['to'] == TensorProto.FLOAT:
+        return [arrays[0].astype(np.float64)]
+    pads = list(given.get('pads', (0, 0, 0, 0)))
+    if node.op_type != 'Conv' or arrays[0].ndim != 4 or given.get('auto_pad', b'NOTSET') != b'NOTSET':
+        return None
+    x, weight, *bias = map(torch.from_numpy, arrays)
+    x = torch.nn.functional.pad(x, (pads[1], pads[3], pads[0], pads[2]))
+    settings = dict(stride=given.get('strides', (1, 1)), dilation=given.get('dilations', (1, 1)))
+    result = torch.nn.functional.conv2d(x, weight, *bias, groups=given.get('group', 1), **settings)
+    return [result.numpy()]
+
+
+def _wider(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64) if getattr(array, 'dtype', None) == np.float32 else array
+
+
+def _narrower(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if getattr(array, 'dtype', None) == np.float64 else array
+
 
 MAX_PAIRED_BY_PLACE = 24
 """Most walks of a graph that pair tensors behind an error by module or place."""

@@ -48,7 +48,7 @@ def read_images(
 
 def read_picture(path: str | Path, rule: PreprocessRule | None = None) -> np.ndarray:
     """Return a picture as `rule` takes it; the package's picture gets the bands that it lacks."""
-    from mmdeploy_ext.proving.inputs.pictures import with_bands
+    from mmdeploy_ext.proving.inputs.inputs import with_bands
     from mmdeploy_ext.runtime.preprocess.pictures import read_image
 
     if rule is None or rule.color_type != 'unchanged':

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.base.errors import DataError
-from mmdeploy_ext.runtime.preprocess.point_files import point_rule
-from mmdeploy_ext.runtime.preprocess.points import voxelise
+from mmdeploy_ext.runtime.preprocess.points import point_rule, voxelise
 from mmdeploy_ext.runtime.sparse.engine import checked_features
 from mmdeploy_ext.runtime.sparse.rulebook import Level
 from mmdeploy_ext.runtime.sweeps import Sweeps

@@ -6,9 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.errors import after_weights
-from mmdeploy_ext.proving.parts.export import RecordedPart, export_folder
+from mmdeploy_ext.proving.parts.export import ModelFactory, RecordedPart, export_folder, read_model
 from mmdeploy_ext.proving.parts.folder import CutFolder
-from mmdeploy_ext.proving.parts.model import ModelFactory, read_model
 from mmdeploy_ext.proving.parts.proof import prove_folder
 from mmdeploy_ext.proving.parts.record import Recording
 from mmdeploy_ext.proving.parts.samples import samples_of

@@ -18,7 +18,7 @@ from mmdeploy_ext.base.source_code import is_users_file
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.proving.parts.tree import Tree
+    from mmdeploy_ext.proving.parts.part import Tree
 
 CREATORS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
 """Functions that bring arrays into torch, except `torch.from_numpy`."""

@@ -12,13 +12,11 @@ import torch
 from torch.utils import _pytree as pytree
 
 from mmdeploy_ext.base.errors import ConfigError, ModelFileError
-from mmdeploy_ext.base.file_names import path_in
-from mmdeploy_ext.base.files import read_json, will_read, write_json
+from mmdeploy_ext.base.files import path_in, read_json, will_read, write_json
 from mmdeploy_ext.base.typed_json import JsonDataclass, Mismatch, optional, read
 from mmdeploy_ext.proving.parts.graph import PartForm
-from mmdeploy_ext.proving.parts.part import Part
+from mmdeploy_ext.proving.parts.part import PLAIN, Part, Tree
 from mmdeploy_ext.proving.parts.record import RESULT, PartCall
-from mmdeploy_ext.proving.parts.tree import PLAIN, Tree
 
 MANIFEST = 'parts.json'
 RESULTS = 'results.npz'

@@ -12,9 +12,8 @@ import torch
 from mmdeploy_ext.base.arrays import to_array
 from mmdeploy_ext.base.errors import ConfigError, shape_text
 from mmdeploy_ext.proving.parts.arrays import given_arrays, marked, stacks_of
-from mmdeploy_ext.proving.parts.random_numbers import random_constants
-from mmdeploy_ext.proving.parts.record import PartCall, named, same_values
-from mmdeploy_ext.proving.parts.tree import Tree, call_with
+from mmdeploy_ext.proving.parts.part import Tree, call_with
+from mmdeploy_ext.proving.parts.record import PartCall, named, random_constants, same_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

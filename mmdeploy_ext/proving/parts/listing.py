@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from mmdeploy_ext.proving.parts.model import ModelFactory
+    from mmdeploy_ext.proving.parts.export import ModelFactory
 
 USUAL, DEEPEST = 3, 6
 """Depth of tried modules, and the depth while their share is below `NAMED`."""

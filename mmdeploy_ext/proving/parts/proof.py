@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
 
 from mmdeploy_ext.base.arrays import load_arrays, to_array
 from mmdeploy_ext.base.cli import tracked
@@ -13,30 +18,142 @@ from mmdeploy_ext.base.source_code import changed_files, model_classes
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.graphs.io.files import load
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, compare_with_fresh_export
+from mmdeploy_ext.proving.float64 import rounding_of
 from mmdeploy_ext.proving.half_precision import ROUNDED
 from mmdeploy_ext.proving.not_shown import add_code
 from mmdeploy_ext.proving.parts.export import RecordedPart, record_parts
 from mmdeploy_ext.proving.parts.folder import RESULTS
-from mmdeploy_ext.proving.parts.random_numbers import seeded
-from mmdeploy_ext.proving.parts.record import record
-from mmdeploy_ext.proving.parts.results import compare_filled, history_keys, match_results, with_kept
-from mmdeploy_ext.proving.parts.rounding import WholeRounding
+from mmdeploy_ext.proving.parts.record import record, seeded
+from mmdeploy_ext.proving.parts.results import (
+    compare_filled,
+    flat_arrays,
+    history_keys,
+    match_results,
+    with_kept,
+)
 from mmdeploy_ext.proving.parts.samples import lit_samples, run_test_path
 from mmdeploy_ext.proving.parts.swap import PartSession, open_sessions, swapped
-from mmdeploy_ext.spec.bars import accept_rate, bars_of, tensor_text
-from mmdeploy_ext.spec.comparison import failed_row
+from mmdeploy_ext.spec.comparison import DRAWS, MOST_ROUNDING, ROUNDINGS, failed_row, same_bits
 from mmdeploy_ext.spec.matching import accept_rest
-from mmdeploy_ext.spec.results import Case, Check
+from mmdeploy_ext.spec.results import Case, Check, accept_rate, bars_of, tensor_text
+from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 from mmdeploy_ext.spec.verdict import UNSEEN, Verdict, check_finding, graph_finding
 from mmdeploy_ext.upstream.compat import replaced
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from mmdeploy_ext.proving.parts.export import ModelFactory
     from mmdeploy_ext.proving.parts.folder import CutFolder
-    from mmdeploy_ext.proving.parts.model import ModelFactory
     from mmdeploy_ext.proving.parts.record import Recording
-    from mmdeploy_ext.spec.bars import Bars
+    from mmdeploy_ext.spec.results import Bars, TensorRow
+
+
+# Rounding of a whole test path: results in float64, and integers chosen within rounding.
+
+
+CHOICE = 'choice '
+"""Prefix of a choice's number, unlike names of results."""
+
+
+class _Choices(TorchFunctionMode):
+    """Keeps the values of `argmax` and `max` along an axis, (n, values), and the indices (n,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        results = func(*args, **kwargs)
+        axis = kwargs.get('dim', args[1] if len(args) > 1 else None)
+        if getattr(func, '__name__', '') in ('argmax', 'max') and isinstance(axis, int):
+            values = to_array(args[0]) if args else to_array(kwargs['input'])
+            indices = to_array(results if isinstance(results, torch.Tensor) else results.indices)
+            if values.dtype.kind == 'f':
+                values = np.moveaxis(values, axis, -1)
+                self.found.append((values.reshape(-1, values.shape[-1]), indices.ravel()))
+        return results
+
+
+@dataclasses.dataclass
+class WholeRounding:
+    """How far two correct results of the last sample may differ.
+
+    Attributes:
+        title: of the results.
+        reference: PyTorch's results of the last sample.
+        factory: makes the fresh model.
+        samples: keyword arguments of the test path up to that sample.
+        ties: lines on integers that rounding decides.
+    """
+
+    title: str
+    reference: Any
+    factory: ModelFactory
+    samples: Sequence[Any]
+    ties: list[str] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def _distances(self) -> Any:
+        model = self.factory.make()
+        run = functools.partial(self._run, model)
+        named = {f'{CHOICE}{index}': values for index, (values, _) in enumerate(self._last[1])}
+        return rounding_of(model, {**self._arrays(self.reference), **named}, run)
+
+    @functools.cached_property
+    def _last(self) -> tuple[Sequence[Any], list[tuple[np.ndarray, np.ndarray]]]:
+        """The samples that affect the results (only the last if it suffices), and the choices."""
+        expected = flat_arrays(self.reference)
+        result, choices = self._results(self.factory.make(), self.samples[-1:])
+        if same_bits(flat_arrays(result), expected):
+            return self.samples[-1:], choices
+        return self.samples, self._results(self.factory.make(), self.samples)[1]
+
+    def _results(
+        self, model: torch.nn.Module, samples: Sequence[Any]
+    ) -> tuple[Any, list[tuple[np.ndarray, np.ndarray]]]:
+        for sample in samples:
+            with torch.no_grad(), _Choices() as choices:
+                result = run_test_path(model, sample)
+        return result, choices.found
+
+    def _run(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
+        result, choices = self._results(
+            copy.deepcopy(model), self._last[0]
+        )  # a run changes the model's memory
+        named = {f'{CHOICE}{index}': values for index, (values, _) in enumerate(choices)}
+        return {**self._arrays(result), **named}
+
+    def _arrays(self, result: Any) -> dict[str, np.ndarray]:
+        return match_results(self.title, self.reference, result).arrays
+
+    def distances(self, draws: int) -> Mapping[str, np.ndarray]:
+        """See `spec.comparison.Rounding`."""
+        return self._distances(draws)
+
+    def judge(self, row: TensorRow, reference: np.ndarray, candidate: np.ndarray) -> TensorRow:
+        """Pass a row of integers if every difference is a choice within rounding."""
+        if row.passed or reference.dtype.kind not in 'iu' or reference.shape != candidate.shape:
+            return row
+        expected, got = reference.ravel().astype(np.int64), candidate.ravel().astype(np.int64)
+        places = np.flatnonzero(expected != got)
+        for index, (values, indices) in enumerate(self._last[1]):
+            if not np.array_equal(indices, expected) or not 0 <= got.min() <= got.max() < values.shape[1]:
+                continue
+            gaps = values[places, expected[places]] - values[places, got[places]]
+            most = MOST_ROUNDING * DEFAULT_RTOL * np.abs(values[places]).max(axis=1)
+            if (gaps > most).any():
+                continue
+            for draws in range(DRAWS + 1):
+                rounding = self.distances(draws).get(f'{CHOICE}{index}', np.zeros_like(values))
+                if (gaps <= ROUNDINGS * 2 * rounding[places].max(axis=1)).all():
+                    self.ties.append(f'{row.tensor}: {len(places)} of {expected.size} values')
+                    return dataclasses.replace(row, passed=True, reason='')
+        return row
+
 
 FACTS = dict(config_sha256='model and test pipeline of the config', checkpoint_sha256='checkpoint')
 """Fact of the export -> its name in the verdict."""

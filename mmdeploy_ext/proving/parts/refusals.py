@@ -13,9 +13,9 @@ import torch
 from mmdeploy_ext.base.arrays import to_array
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.proving.parts.graph import PartModule, form_of, with_keys
-from mmdeploy_ext.proving.parts.random_numbers import place_of_draw, seeded
+from mmdeploy_ext.proving.parts.part import same_leaf
+from mmdeploy_ext.proving.parts.record import place_of_draw, seeded
 from mmdeploy_ext.proving.parts.results import compare_filled
-from mmdeploy_ext.proving.parts.tree import same_leaf
 from mmdeploy_ext.spec.comparison import same_bits
 
 if TYPE_CHECKING:

@@ -11,14 +11,13 @@ import torch
 from torch.utils import _pytree as pytree
 
 from mmdeploy_ext.base.arrays import to_array
-from mmdeploy_ext.proving.parts.tree import Tree
+from mmdeploy_ext.proving.parts.part import Tree
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.tasks import match, task_module
-from mmdeploy_ext.spec.bars import FLOAT32, Bars
 from mmdeploy_ext.spec.comparison import compare_named, failed_row
 from mmdeploy_ext.spec.matching import in_order_of
-from mmdeploy_ext.spec.results import TensorRow
+from mmdeploy_ext.spec.results import FLOAT32, Bars, TensorRow
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 
 if TYPE_CHECKING:

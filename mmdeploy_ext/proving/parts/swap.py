@@ -12,18 +12,24 @@ from torch.utils import _pytree as pytree
 
 from mmdeploy_ext.base.arrays import to_array
 from mmdeploy_ext.base.errors import ConfigError, shape_text
+from mmdeploy_ext.families.evaluate.loop import Network
 from mmdeploy_ext.graphs.io.files import load
 from mmdeploy_ext.graphs.passes.round_half import round_half
 from mmdeploy_ext.graphs.run import Runner
+from mmdeploy_ext.proving.metrics import compare_metrics
 from mmdeploy_ext.proving.parts.arrays import stacks_of
 from mmdeploy_ext.proving.parts.folder import CutFolder, result_of
 from mmdeploy_ext.proving.parts.graph import array_input
-from mmdeploy_ext.proving.parts.part import Part, intercepted
-from mmdeploy_ext.proving.parts.tree import Tree, arguments_of
+from mmdeploy_ext.proving.parts.part import Part, Tree, arguments_of, intercepted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from torch import nn
+
+    from mmdeploy_ext.proving.parts.export import ModelFactory
+    from mmdeploy_ext.spec.results import MetricRow
 
 
 PASSED_ON = (
@@ -201,3 +207,44 @@ def with_parts(model: torch.nn.Module, folder: str | Path) -> Iterator[torch.nn.
     """
     with swapped(model, open_sessions(CutFolder.read(folder))):
         yield model
+
+
+# Evaluation of a config's data set in PyTorch and with sessions in place of parts.
+
+
+class OneByOneDetector(Network):
+    """A detector for single samples in data set order, as parts and memories require."""
+
+    one_by_one = True
+
+    def __init__(self, model: nn.Module) -> None:
+        from mmcv.parallel import MMDataParallel
+
+        device = next(model.parameters()).device
+        ids = [device.index or 0] if device.type == 'cuda' else [-1]
+        self.model = MMDataParallel(model, device_ids=ids)
+        if device.type == 'cpu':
+            self.model.device_ids = []
+
+    def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
+        with torch.no_grad():
+            return self.model(return_loss=False, rescale=True, **data)
+
+
+class SwappedDetector(OneByOneDetector):
+    """A detector with sessions in place of its parts."""
+
+    def __init__(self, factory: ModelFactory, folder: CutFolder) -> None:
+        self.own_model = factory.make()
+        self.sessions = open_sessions(folder)
+        super().__init__(self.own_model)
+
+    def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
+        with swapped(self.own_model, self.sessions):
+            return super().run(data, indices)
+
+
+def compare_on_dataset(factory: ModelFactory, folder: CutFolder, metrics: Sequence[str]) -> list[MetricRow]:
+    """Evaluate `data.test` by both; the export's precision sets the bars."""
+    networks = OneByOneDetector(factory.make()), SwappedDetector(factory, folder)
+    return compare_metrics(factory.cfg, *networks, metrics, folder.options['precision'])

@@ -18,7 +18,7 @@ import numpy as np
 
 from mmdeploy_ext.base.config import test_dataset, test_pipeline
 from mmdeploy_ext.base.errors import one_line
-from mmdeploy_ext.proving.inputs.pictures import sample_files, write_array
+from mmdeploy_ext.proving.inputs.inputs import sample_files, write_array
 from mmdeploy_ext.proving.inputs.samples import is_default
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.runtime.preprocess import pictures

@@ -13,8 +13,7 @@ import numpy as np
 
 from mmdeploy_ext.base.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.runtime.preprocess.cam2img import intrinsics_problem
-from mmdeploy_ext.runtime.preprocess.pictures import normalise, resize_cv2
-from mmdeploy_ext.runtime.preprocess.pillow_resize import resize_pillow
+from mmdeploy_ext.runtime.preprocess.pictures import normalise, resize_cv2, resize_pillow
 from mmdeploy_ext.spec.preparation import CAMERAS, MultiViewRule
 
 STEPS = ('ResizeCropFlipRotImage', 'NormalizeMultiviewImage', 'PadMultiViewImage')

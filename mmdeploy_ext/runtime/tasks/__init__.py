@@ -6,14 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.errors import ConfigError
-from mmdeploy_ext.spec.bars import FLOAT32
+from mmdeploy_ext.spec.results import FLOAT32
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import ModuleType
 
-    from mmdeploy_ext.spec.bars import Bars
-    from mmdeploy_ext.spec.results import DetectionRow
+    from mmdeploy_ext.spec.results import Bars, DetectionRow
 
 
 NAMES = 'bbox2d', 'bbox3d', 'boxed_mask', 'driving', 'mask', 'occupancy', 'panoptic'

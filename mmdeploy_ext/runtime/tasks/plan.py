@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmdeploy_ext.spec.matching import TIE
 from mmdeploy_ext.spec.results import DetectionRow
-from mmdeploy_ext.spec.ties import TIE
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.driving import Plan

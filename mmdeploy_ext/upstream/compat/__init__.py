@@ -10,7 +10,6 @@ from mmdeploy_ext.upstream.compat import (  # noqa: F401 - they register
     patches_mmdet,
     patches_spconv,
     patches_vendored,
-    vendored_mmdet3d,
 )
 from mmdeploy_ext.upstream.compat.import_hook import PATCHES, Patch
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mmdeploy_ext.upstream.compat.frames import is_users, users_place
 from mmdeploy_ext.upstream.compat.import_hook import has_gpu, patched
+from mmdeploy_ext.upstream.compat.patches_vendored import is_users, users_place
 
 places: dict[str, None] = {}
 """FILE:LINE of the user's where CUDA meant the CPU in this process."""

@@ -24,8 +24,15 @@ from mmdeploy_ext.base.errors import UsageError, one_line
 from mmdeploy_ext.base.missing_packages import not_installed
 from mmdeploy_ext.base.source_code import OURS
 from mmdeploy_ext.upstream.compat import operator_forms as forms
-from mmdeploy_ext.upstream.compat.frames import is_importing, is_users, parsed, place, tried_at, users_frames
 from mmdeploy_ext.upstream.compat.import_hook import after
+from mmdeploy_ext.upstream.compat.patches_vendored import (
+    is_importing,
+    is_users,
+    parsed,
+    place,
+    tried_at,
+    users_frames,
+)
 from mmdeploy_ext.upstream.compat.stand_ins import (
     Extension,
     Lack,

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from mmdeploy_ext.upstream.compat.frames import is_users
 from mmdeploy_ext.upstream.compat.import_hook import Execute, after, patch, patched
+from mmdeploy_ext.upstream.compat.patches_vendored import is_users
 
 
 @patch('torchvision._meta_registrations', versions='torchvision 0.28.0 for CUDA beside torch 2.13.0 for CPU')

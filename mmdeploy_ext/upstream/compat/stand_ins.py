@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from mmdeploy_ext.base.errors import AbsentPackageError
-from mmdeploy_ext.upstream.compat.frames import is_importing, users_frames, users_place
+from mmdeploy_ext.upstream.compat.patches_vendored import is_importing, users_frames, users_place
 
 NEW_ENOUGH = '99.0.0'
 """Version of what is not there."""

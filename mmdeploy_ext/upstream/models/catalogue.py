@@ -29,15 +29,13 @@ SHARED_2D = {
     'dino': ('DINO', 'DINOHead', 'DinoTransformer', 'DinoTransformerDecoder'),
     'instance_masks': (
         'BoxInst', 'BoxInstBboxHead', 'BoxInstMaskHead', 'CondInst', 'CondInstBboxHead', 'CondInstMaskHead',
-        'RTMDetIns', 'RTMDetInsSepBNHead',
+        'RTMDetIns', 'RTMDetInsSepBNHead', 'CSPNeXt', 'CSPNeXtPAFPN', 'RTMDet', 'RTMDetSepBNHead',
     ),
-    'rtmdet': ('CSPNeXt', 'CSPNeXtPAFPN', 'RTMDet', 'RTMDetSepBNHead'),
     'v3det': ('CrossEntropyCustomLoss', 'NormedFCOSHead'),
 }  # fmt: skip
 """Module -> types; they need mmdet."""
 SHARED_3D = {
-    'sparse_backbone.encoders': ('BEVFusionSparseEncoder', 'CenterPointSparseEncoder'),
-    'sparse_backbone.model': ('LidarBackbone',),
+    'sparse_backbone.model': ('BEVFusionSparseEncoder', 'CenterPointSparseEncoder', 'LidarBackbone'),
 }
 """Module -> types; they need mmdet3d."""
 

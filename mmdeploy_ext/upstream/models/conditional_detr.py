@@ -6,10 +6,12 @@ Glossary: B batch (or 1, for all images), Q queries, C columns of the class logi
 the map, h, w its size.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +19,191 @@ from mmcv.cnn.bricks.registry import TRANSFORMER_LAYER_SEQUENCE
 from mmcv.cnn.bricks.transformer import FFN
 from mmdet.models.builder import DETECTORS, HEADS
 from mmdet.models.utils.builder import TRANSFORMER
-from torch import nn
+from torch import Tensor, nn
 
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.operators.attention import multi_head
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    Attend = Callable[[nn.Module, Tensor], Tensor]
+    """(attention of mmcv, queries (B, Q, D)) -> (B, Q, D), without its shortcut."""
+
+
+# Layers of mmcv's transformers, batch first, with exportable attentions.
+#
+# Source: mmcv-full 1.7.2, `cnn/bricks/transformer.py` (`BaseTransformerLayer`).
+# Glossary: B batch, Q queries, K keys, D embedding, M heads of an attention.
+
+
+def run_layer(layer: nn.Module, query: Tensor, attend: Mapping[str, Attend]) -> Tensor:
+    """Run one `BaseTransformerLayer` of mmcv on (B, Q, D)."""
+    attentions, norms, ffns = iter(layer.attentions), iter(layer.norms), iter(layer.ffns)
+    identity = query
+    for step in layer.operation_order:
+        if step == 'norm':
+            query = next(norms)(query)
+        elif step == 'ffn':
+            query = next(ffns)(query, identity if layer.pre_norm else None)
+        else:
+            attended = attend[step](next(attentions), query)
+            query = identity = attended + (identity if layer.pre_norm else query)
+    return query
+
+
+def attend_to(
+    attention: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Run mmcv's `MultiheadAttention` without its shortcut: query (B, Q, D) to (B, Q, D).
+
+    `key` and `value` are (B, K, D); positions are added; `mask`, bool, broadcast to (B, M, Q, K), is True
+    where a query must not look.
+    """
+    layer = attention.attn
+    heads = multi_head((query, key, value), layer.in_proj_weight, layer.in_proj_bias, layer.num_heads, mask)
+    return layer.out_proj(heads)
+
+
+def among_themselves(position: Tensor, mask: Tensor | None = None) -> Attend:
+    """Return a self-attention with positions (B or 1, Q, D) added to queries and keys."""
+
+    def attend(attention: nn.Module, tokens: Tensor) -> Tensor:
+        positioned = tokens + position
+        return attend_to(attention, positioned, positioned, tokens, mask)
+
+    return attend
+
+
+# Decoder outputs of queries to boxes, without NMS: branches of a head, and its coder.
+#
+# Source: fundamentalvision/BEVFormer 66b65f3 and megvii-research/PETR f7525f9,
+# `core/bbox/coders/nms_free_coder.py`, `core/bbox/util.py`.
+# Glossary: B samples, R queries, K classes, n boxes.
+
+
+def class_branch(channels: int, layers: int, classes: int) -> nn.Sequential:
+    """Return `layers` hidden linear layers with normalisation and ReLU, and the layer of the logits."""
+    steps: list[nn.Module] = []
+    for _ in range(layers):
+        steps += [nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*steps, nn.Linear(channels, classes))
+
+
+def box_branch(channels: int, layers: int, numbers: int) -> nn.Sequential:
+    """Return `layers` hidden linear layers with ReLU, and the layer of the box `numbers`."""
+    steps: list[nn.Module] = []
+    for _ in range(layers):
+        steps += [nn.Linear(channels, channels), nn.ReLU()]
+    return nn.Sequential(*steps, nn.Linear(channels, numbers))
+
+
+LOWEST_THRESHOLD, LOWERED = 0.01, 0.9
+"""Factor that lowers a threshold until a score passes; below `LOWEST_THRESHOLD` all scores pass."""
+
+
+def passing(scores: Tensor, threshold: float | None) -> Tensor:
+    """Return (n,) bool: scores above the threshold, which is lowered until some pass."""
+    if not threshold:
+        return torch.ones_like(scores, dtype=torch.bool)
+    keep = scores > threshold
+    while not keep.any():
+        threshold *= LOWERED
+        if threshold < LOWEST_THRESHOLD:
+            return torch.ones_like(keep)
+        keep = scores >= threshold
+    return keep
+
+
+class QueryBoxCoder:
+    """The best (query, class) pairs as boxes; one query may give several.
+
+    Args:
+        pc_range: of the model, m; unused by decoding.
+        post_center_range: x, y, z low, then high, m, of kept centres, ends included.
+        max_num: most pairs.
+        score_threshold: see `passing`; None keeps all.
+        num_classes: K.
+        voxel_size: unused.
+    """
+
+    def __init__(
+        self,
+        pc_range: Sequence[float],
+        voxel_size: Sequence[float] | None = None,
+        post_center_range: Sequence[float] | None = None,
+        max_num: int = 100,
+        score_threshold: float | None = None,
+        num_classes: int = 10,
+    ) -> None:
+        if post_center_range is None:
+            name = type(self).__name__
+            raise ConfigError(f'{name}: post_center_range is missing; give x, y, z low then high in m')
+        self.pc_range, self.post_center_range = pc_range, post_center_range
+        self.max_num, self.score_threshold, self.num_classes = max_num, score_threshold, num_classes
+
+    def passing(self, scores: Tensor) -> Tensor:
+        return passing(scores, self.score_threshold)
+
+    def boxes_of(self, codes: Tensor) -> Tensor:
+        """Return boxes (n, 9) of codes (n, 10)."""
+        yaw = torch.atan2(codes[:, 6:7], codes[:, 7:8])
+        return torch.cat([codes[:, [0, 1, 4]], codes[:, [2, 3, 5]].exp(), yaw, codes[:, 8:]], -1)
+
+    def decode_single(self, logits: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        """Decode logits (R, K) and box codes (R, 10) of one sample.
+
+        Returns:
+            'bboxes' (n, 9) in the LiDAR frame: centre x, y, z, width, length, height in m, yaw in rad from -y
+                clockwise, velocity x, y in m/s (for a model of mmdet3d 1.x length, width, and yaw from x
+                counter-clockwise); 'scores' (n,), falling; 'labels' (n,); 'rows' (n,) of the codes. Kept are
+                pairs of the best `max_num` within the range that pass `passing`.
+        """
+        if logits.shape[-1] != self.num_classes:
+            raise ConfigError(
+                f'{type(self).__name__}: bbox_coder.num_classes={self.num_classes}, expected '
+                f'{logits.shape[-1]}, the number of classes of the head'
+            )
+        scores, pairs = logits.sigmoid().view(-1).topk(min(self.max_num, logits.numel()))
+        rows = torch.div(pairs, self.num_classes, rounding_mode='floor')
+        bboxes = self.boxes_of(codes[rows])
+        low, high = bboxes.new_tensor(self.post_center_range).split(3)
+        keep = ((bboxes[:, :3] >= low) & (bboxes[:, :3] <= high)).all(1) & self.passing(scores)
+        labels = pairs % self.num_classes
+        return dict(bboxes=bboxes[keep], scores=scores[keep], labels=labels[keep], rows=rows[keep])
+
+
+def decoded_samples(
+    coder: QueryBoxCoder, outputs: Mapping[str, Tensor], img_metas: Sequence[Mapping[str, Any]]
+) -> list[list[Any]]:
+    """Return boxes, scores (n,) and labels (n,) of each sample, best first, from the last decoder layer.
+
+    `outputs` are `all_cls_scores` (layers, B, R, K), logits, and `all_bbox_preds` (layers, B, R, 10).
+    """
+    samples = []
+    last = zip(outputs['all_cls_scores'][-1], outputs['all_bbox_preds'][-1], img_metas, strict=True)
+    for logits, codes, meta in last:
+        decoded = coder.decode_single(logits, codes)
+        bottom = decoded['bboxes'].clone()
+        bottom[:, 2] -= bottom[:, 5] * 0.5
+        boxes = meta['box_type_3d'](bottom, bottom.shape[-1])
+        samples.append([boxes, decoded['scores'], decoded['labels']])
+    return samples
+
+
+# Boxes as cxcywh and as xyxy; nothing is scaled.
+
+
+def cxcywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
+    """Return (..., 4) x1 y1 x2 y2 of centre and size."""
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centre - 0.5 * size, centre + 0.5 * size], -1)
+
 
 dense_heads, detectors = mmdet_module('mmdet.models.dense_heads'), mmdet_module('mmdet.models.detectors')
 transformer = mmdet_module('mmdet.models.utils.transformer')

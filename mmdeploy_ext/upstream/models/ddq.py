@@ -14,11 +14,10 @@ from mmdet.models.builder import DETECTORS, HEADS
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import nn
 
-from mmdeploy_ext.upstream.models.boxes_cxcywh import cxcywh_to_xyxy
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.conditional_detr import cxcywh_to_xyxy
 from mmdeploy_ext.upstream.models.dino import DINO, DINOHead, DinoTransformer, DinoTransformerDecoder
-from mmdeploy_ext.upstream.operators.nms import batched_keep
-from mmdeploy_ext.upstream.operators.soft_nms import NO_CANDIDATE
+from mmdeploy_ext.upstream.operators.nms import NO_CANDIDATE, batched_keep
 
 
 @registered_if_named(DETECTORS)

@@ -15,8 +15,7 @@ import torch
 
 from mmdeploy_ext.base.errors import ExportError
 from mmdeploy_ext.upstream.compat.import_hook import patched
-from mmdeploy_ext.upstream.operators.operator import LIBRARY_OPERATORS, LibraryOperator
-from mmdeploy_ext.upstream.operators.places import place_of
+from mmdeploy_ext.upstream.operators.operator import LIBRARY_OPERATORS, LibraryOperator, place_of
 
 MIN_OPSET = 19
 SETTINGS = ('stride', 'padding', 'dilation', 'groups', 'deform_groups')

@@ -4,19 +4,75 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import inspect
+import itertools
 import re
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 
 from mmdeploy_ext.base.errors import ExportError, UsageError
+from mmdeploy_ext.base.source_code import LIBRARIES, is_users_file, package_of
 from mmdeploy_ext.graphs.script import Body
 from mmdeploy_ext.graphs.script import part as part  # for bodies in packages of others
+
+# Where in the code a node of a trace comes from.
+
+
+FRAME = re.compile(r'^(.+?)\((\d+)\): (.+)$', re.MULTILINE)
+"""A frame of a node's source, the innermost first: file, line, function."""
+EXPORTER = '/torch/onnx/'
+"""In the files of the frames around a trace."""
+
+
+def place_of(node: torch._C.Node) -> str:
+    """Module and line, such as 'backbone.mixer, model.py:12, in forward'.
+
+    The line is the innermost one of the user's code, or of a library besides PyTorch.
+    """
+    frames = [match.groups() for match in FRAME.finditer(str(node.sourceRange()))]
+    frames = [*itertools.takewhile(lambda frame: EXPORTER not in Path(frame[0]).as_posix(), frames)]
+    users = [frame for frame in frames if is_users_file(Path(frame[0]))]
+    others = [frame for frame in frames if package_of(Path(frame[0])) not in LIBRARIES]
+    lines = [f'{file}:{line}, in {name}' for file, line, name in users or others]
+    module = '.'.join(filter(None, (part.rpartition('::')[2] for part in node.scopeName().split('/'))))
+    return ', '.join(filter(None, (module, *lines[:1])))
+
+
+def with_places(run_symbolic: Callable[..., Any]) -> Callable[..., Any]:
+    """Give errors of the exporter's translation of a node a note with its place."""
+
+    @functools.wraps(run_symbolic)
+    def run(graph: Any, block: Any, node: torch._C.Node, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return run_symbolic(graph, block, node, *args, **kwargs)
+        except Exception as error:
+            error.add_note(place_of(node))
+            raise
+
+    return run
+
+
+# Sizes of tensors that stay dynamic in a trace.
+
+
+def length(size: torch.Tensor | int) -> torch.Tensor:
+    """Return `size` as a () int64 tensor that stays dynamic in a trace."""
+    if isinstance(size, torch.Tensor):
+        return torch.as_tensor(size)  # a trace of TorchScript gets a Cast of no effect
+    return torch.scalar_tensor(size, dtype=torch.int64)  # `as_tensor` would freeze a torch.SymInt
+
+
+def hw(maps: torch.Tensor) -> torch.Tensor:
+    """Return the height and width (2,) int64 of (B, C, H, W), dynamic in a trace."""
+    return torch.stack([length(size) for size in maps.shape[2:]])
+
 
 DOMAIN = 'mm2onnx'
 FORMS = ('standard', 'function', 'plugin')

@@ -10,8 +10,7 @@ from mm2onnx_mmrotate import readings, task
 from mm2onnx_mmrotate.detections import RotatedDetections, corners_of
 from mmdeploy_ext.runtime.draw import class_colour, draw_results
 from mmdeploy_ext.runtime.tasks import match_bars, place_text, task_module
-from mmdeploy_ext.spec.bars import bars_of
-from mmdeploy_ext.spec.results import Pair
+from mmdeploy_ext.spec.results import Pair, bars_of
 
 HALF = np.pi / 2
 GREY = np.full((200, 300, 3), 127, np.uint8)

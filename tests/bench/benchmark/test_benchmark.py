@@ -10,8 +10,7 @@ from onnx import helper, numpy_helper
 
 from mmdeploy_ext.bench.benchmark import measure
 from mmdeploy_ext.bench.benchmark.base import doubts
-from mmdeploy_ext.bench.benchmark.machine import load_notes
-from mmdeploy_ext.bench.benchmark.measure import Contender, Run
+from mmdeploy_ext.bench.benchmark.measure import Contender, Run, load_notes
 from mmdeploy_ext.bench.precision.damage import counted
 from mmdeploy_ext.cli import benchmark_app
 

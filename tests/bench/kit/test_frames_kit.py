@@ -14,7 +14,7 @@ from kits import FRAMES, GENERATED, run
 from marking import needs_driving
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.bench.kinds import SEQUENCE
-from mmdeploy_ext.bench.kinds.sequence_samples import proof_samples
+from mmdeploy_ext.bench.kinds.sequence import proof_samples
 from mmdeploy_ext.bench.kit.contents import StoredArray, read_array
 from mmdeploy_ext.bench.kit.judge import judge, title_of
 from mmdeploy_ext.bench.kit.runners import run_onnxruntime

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import toy_scn_family
+from mmdeploy_ext.bench.kit.frames import open_interpreted
 from mmdeploy_ext.bench.kit.judge import judge, title_of
 from mmdeploy_ext.bench.kit.runners import run_onnxruntime
-from mmdeploy_ext.bench.kit.voxels import open_interpreted
 from mmdeploy_ext.cli import kit_app
 from mmdeploy_ext.cli.export_app import main as export
 from mmdeploy_ext.exporting.sparse import libspconv

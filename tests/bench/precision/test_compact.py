@@ -3,9 +3,7 @@
 import numpy as np
 import onnxruntime
 
-from mmdeploy_ext.exporting.int8.compact import compact
-from mmdeploy_ext.exporting.int8.dense import DenseQuantiser
-from mmdeploy_ext.exporting.int8.dense_layers import DenseGraph
+from mmdeploy_ext.exporting.int8.dense import DenseGraph, DenseQuantiser, compact
 from test_dense_layers import SIZE, residual_model
 
 

@@ -18,13 +18,17 @@ from mmdeploy_ext.base.errors import (
     ModelFileError,
     UsageError,
 )
-from mmdeploy_ext.bench.precision.dense_nncf import NncfQuantiser
-from mmdeploy_ext.bench.precision.dense_probe import OpenVinoRunner, compare_outputs
+from mmdeploy_ext.bench.precision.dense_target import NncfQuantiser, OpenVinoRunner, compare_outputs
 from mmdeploy_ext.bench.precision.plan import Planner, check_single
 from mmdeploy_ext.cli.quantize_app import build_parser, int8_layers, quantisation_facts
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
-from mmdeploy_ext.exporting.int8.dense import OPERATORS, DenseQuantiser, finish_model, layers_in_int8
-from mmdeploy_ext.exporting.int8.dense_layers import DenseGraph
+from mmdeploy_ext.exporting.int8.dense import (
+    OPERATORS,
+    DenseGraph,
+    DenseQuantiser,
+    finish_model,
+    layers_in_int8,
+)
 from mmdeploy_ext.exporting.precision_plan import Kept
 from mmdeploy_ext.graphs import run
 from toy_engines import parse

@@ -10,12 +10,12 @@ from mmdeploy_ext.bench.precision.plan import Planner
 from mmdeploy_ext.exporting.int8.dense import (
     QUANTISE,
     RANGES,
+    DenseGraph,
     DenseQuantiser,
     finish_model,
     record,
     store_ranges,
 )
-from mmdeploy_ext.exporting.int8.dense_layers import DenseGraph
 from mmdeploy_ext.exporting.precision_plan import Kept, Plan, has_ranges, plan_of, with_plan, with_plan_of
 from mmdeploy_ext.graphs.signature import differences
 from mmdeploy_ext.proving.file_checks import compare_with_fresh_export

@@ -13,8 +13,7 @@ from mmdeploy_ext.bench.precision.damage import Damage
 from mmdeploy_ext.bench.precision.plan import Planner, check_single, plan_text
 from mmdeploy_ext.bench.precision.results_kept import divided, kept_of
 from mmdeploy_ext.bench.precision.search import Search
-from mmdeploy_ext.exporting.int8.dense import DenseQuantiser
-from mmdeploy_ext.exporting.int8.dense_layers import DenseGraph
+from mmdeploy_ext.exporting.int8.dense import DenseGraph, DenseQuantiser
 from mmdeploy_ext.exporting.precision_plan import Kept
 from mmdeploy_ext.graphs.io import types
 from mmdeploy_ext.graphs.io.types import infer
@@ -23,7 +22,7 @@ from mmdeploy_ext.graphs.run import run
 from mmdeploy_ext.proving.pictures import match_with_ties
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.tasks import match_bars
-from mmdeploy_ext.spec.bars import HALF
+from mmdeploy_ext.spec.results import HALF
 
 ROWS, COLUMNS = 8, 4
 X = np.random.default_rng(0).uniform(0.2, 1.0, (ROWS, COLUMNS)).astype(np.float32)

@@ -7,9 +7,8 @@ import pytest
 
 import toy_sparse
 from mmdeploy_ext.base.errors import DataError
-from mmdeploy_ext.bench.precision.difference import Difference
-from mmdeploy_ext.bench.precision.fidelity import fidelity
-from mmdeploy_ext.bench.precision.simulation import Simulation
+from mmdeploy_ext.bench.precision.damage import Difference
+from mmdeploy_ext.bench.precision.fidelity import Simulation, fidelity
 from mmdeploy_ext.bench.precision.sparse_calibration import calibrate_sweeps
 from mmdeploy_ext.runtime.sparse import engine
 

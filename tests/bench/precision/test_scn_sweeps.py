@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.base.errors import DataError
-from mmdeploy_ext.runtime.preprocess.point_files import PointRule
+from mmdeploy_ext.runtime.preprocess.points import PointRule
 from mmdeploy_ext.runtime.sweeps import Sweeps
 
 RULE = PointRule(5, (0, 1, 2, 3, 4))

@@ -16,7 +16,7 @@ from mmdeploy_ext.families.dense import heads
 from mmdeploy_ext.families.dense.graphs import DenseFullForm
 from mmdeploy_ext.families.dense.reference import DenseReference
 from mmdeploy_ext.runtime.box_coders import Traced
-from mmdeploy_ext.runtime.opening import open_model
+from mmdeploy_ext.runtime.detect import open_model
 from test_dense_heads import SIZE, eager, images, same
 
 REPO = dense_heads.REPO

@@ -7,7 +7,7 @@ import torch
 import toy_nuscenes
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import DataError
-from mmdeploy_ext.families.evaluate import evaluation, tracking
+from mmdeploy_ext.families.evaluate import evaluation
 from toy_atss import REPO
 
 CONFIG = str(REPO / 'projects/configs/BEVFusion/centerpoint_toy.py')
@@ -78,7 +78,7 @@ def test_exchanged_ids_cost_amota_though_every_box_is_right(dataset, instances):
     pytest.importorskip('motmetrics', reason='optional: pip install motmetrics')
     exchanged = [ids[::-1].copy() if index % 3 == 0 else ids for index, ids in enumerate(instances)]
     values = evaluation.evaluate(load_config(CONFIG), dataset, truth(dataset, exchanged), ['tracking'])
-    assert set(values) == {f'tracking/{name}' for name in tracking.RATES}
+    assert set(values) == {f'tracking/{name}' for name in evaluation.RATES}
     assert values['tracking/amota'] < 0.9
 
 
@@ -87,22 +87,22 @@ def test_boxes_without_id_below_the_threshold_or_of_other_classes_take_no_part(d
     rows = results[0]['pts_bbox']
     count = len(rows['scores_3d'])
     tracked = [dataset.CLASSES[label] in NAMES for label in rows['labels_3d'].tolist()]
-    every = tracking.track_entries(dataset, results)
+    every = evaluation.track_entries(dataset, results)
     first = dataset.data_infos[0]['token']
     assert len(every[first]) == sum(tracked)
     assert set(every) == {info['token'] for info in dataset.data_infos}
     row = tracked.index(True)
     rows['instance_ids'] = rows['instance_ids'].clone()
     rows['instance_ids'][row] = -1
-    assert len(tracking.track_entries(dataset, results)[first]) == sum(tracked) - 1
+    assert len(evaluation.track_entries(dataset, results)[first]) == sum(tracked) - 1
     # the scores without centerness decide where there are some: row by row, whatever they belong to
     rows['cls_scores'] = torch.full((count,), 0.2)
-    assert len(tracking.track_entries(dataset, results)[first]) == sum(tracked) - 1
+    assert len(evaluation.track_entries(dataset, results)[first]) == sum(tracked) - 1
     rows['cls_scores'] = torch.full((count,), 0.1999)
-    assert tracking.track_entries(dataset, results)[first] == []
+    assert evaluation.track_entries(dataset, results)[first] == []
     dataset.tracking_threshold = 0.1
     try:
-        assert len(tracking.track_entries(dataset, results)[first]) == sum(tracked) - 1
+        assert len(evaluation.track_entries(dataset, results)[first]) == sum(tracked) - 1
     finally:
         del dataset.tracking_threshold
 
@@ -111,7 +111,7 @@ def test_an_entry_is_the_annotation_itself_in_the_map(dataset, instances):
     from nuscenes.nuscenes import NuScenes
 
     nusc = NuScenes(dataset.version, dataset.data_root, verbose=False)
-    entries = tracking.track_entries(dataset, truth(dataset, instances))
+    entries = evaluation.track_entries(dataset, truth(dataset, instances))
     info = dataset.data_infos[3]
     records = [nusc.get('sample_annotation', token) for token in nusc.get('sample', info['token'])['anns']]
     records = [
@@ -132,4 +132,4 @@ def test_results_without_ids_are_refused(dataset, instances):
     results = truth(dataset, instances)
     del results[2]['pts_bbox']['instance_ids']
     with pytest.raises(DataError, match='track ids'):
-        tracking.track_entries(dataset, results)
+        evaluation.track_entries(dataset, results)

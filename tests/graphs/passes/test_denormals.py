@@ -7,7 +7,7 @@ from onnx import numpy_helper
 
 from mmdeploy_ext.exporting.export import export_stages
 from mmdeploy_ext.graphs.io.index import all_tensors
-from mmdeploy_ext.graphs.passes.denormals import zero_denormals
+from mmdeploy_ext.graphs.passes.constants import zero_denormals
 from mmdeploy_ext.spec.options import EXPORTER, OPSET, SIMPLIFY, Options
 from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
 

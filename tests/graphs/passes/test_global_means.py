@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mmdeploy_ext.graphs.io.index import all_nodes
-from mmdeploy_ext.graphs.passes.global_means import split_global_means
+from mmdeploy_ext.graphs.passes.constants import split_global_means
 from mmdeploy_ext.graphs.run import Runner
 
 

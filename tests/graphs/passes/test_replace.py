@@ -4,9 +4,9 @@ import onnx
 import onnx.parser
 import pytest
 
-from mmdeploy_ext.graphs.feeds import random_feeds
 from mmdeploy_ext.graphs.output_comparison import compare_models
 from mmdeploy_ext.graphs.passes.replace import replace
+from mmdeploy_ext.graphs.run import random_feeds
 
 
 def model_of(body, outputs='float[N,4] y'):

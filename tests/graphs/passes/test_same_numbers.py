@@ -10,11 +10,11 @@ import pytest
 
 from mmdeploy_ext.cli.graph_commands.proving import read_feeds
 from mmdeploy_ext.graphs import edits, run
-from mmdeploy_ext.graphs.feeds import random_feeds
 from mmdeploy_ext.graphs.output_comparison import compare_models, spec_of, with_half_ends
 from mmdeploy_ext.graphs.passes.extract import extract
 from mmdeploy_ext.graphs.passes.fp16 import to_fp16
 from mmdeploy_ext.graphs.passes.simplify import fold, simplify
+from mmdeploy_ext.graphs.run import random_feeds
 from mmdeploy_ext.graphs.summary import describe, node_rows
 from mmdeploy_ext.spec.comparison import compare_named, is_equal, is_exact
 

@@ -6,10 +6,9 @@ import pytest
 from onnx import helper
 
 from mmdeploy_ext.base.errors import ModelFileError
-from mmdeploy_ext.graphs.feeds import random_feeds
 from mmdeploy_ext.graphs.io import types
 from mmdeploy_ext.graphs.passes.shapes import set_by_text, set_shapes
-from mmdeploy_ext.graphs.run import Runner
+from mmdeploy_ext.graphs.run import Runner, random_feeds
 from toy_graphs import as_in_whole, model_of
 
 

@@ -6,7 +6,7 @@ from mmdet3d.models import CenterPoint
 from mmdet3d.models.builder import DETECTORS
 
 import toy_centerpoint
-from mmdeploy_ext.proving.parts.model import read_model
+from mmdeploy_ext.proving.parts.export import read_model
 
 
 @pytest.mark.matrix

@@ -8,9 +8,8 @@ import toy_atss
 import toy_parts
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.cli import export_app
-from mmdeploy_ext.proving.parts.model import read_model
-from mmdeploy_ext.proving.parts.samples import run_test_path, samples_of
-from mmdeploy_ext.proving.parts.skeleton import skeleton_of
+from mmdeploy_ext.proving.parts.export import read_model
+from mmdeploy_ext.proving.parts.samples import run_test_path, samples_of, skeleton_of
 
 
 @PIPELINES.register_module()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from mmdeploy_ext.proving.parts.proof import WholeRounding
 from mmdeploy_ext.proving.parts.results import match_results
-from mmdeploy_ext.proving.parts.rounding import WholeRounding
 from mmdeploy_ext.proving.parts.samples import run_test_path
 
 

@@ -17,8 +17,7 @@ from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import ConfigError, DataError, UsageError
 from mmdeploy_ext.families.common.samples import ClockwiseBoxes
 from mmdeploy_ext.proving.recorded import record
-from mmdeploy_ext.proving.recorded.calls import Ask, Recording, sums_of
-from mmdeploy_ext.proving.recorded.results import as_mmdet2, convention_of
+from mmdeploy_ext.proving.recorded.calls import Ask, Recording, as_mmdet2, convention_of, sums_of
 from mmdeploy_ext.proving.views.table import print_verdict
 from proofs import fresh_exports_once, samples_alone
 from toy_atss import CHECKPOINT, CONFIG, REPO, export_toy, load_toy

@@ -9,7 +9,7 @@ import pytest
 from mmdeploy_ext.base.errors import ConfigError, ShapeError
 from mmdeploy_ext.base.typed_json import read
 from mmdeploy_ext.runtime.preprocess.cameras import calibrate, multiview_rule, prepare_views
-from mmdeploy_ext.runtime.preprocess.pillow_resize import FILTERS, resize_pillow
+from mmdeploy_ext.runtime.preprocess.pictures import FILTERS, resize_pillow
 
 STATISTICS = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 NORM = dict(STATISTICS, to_rgb=True)

@@ -11,7 +11,7 @@ spconv = pytest.importorskip('spconv.pytorch')
 
 import toy_seeded as seeded  # noqa: E402
 from mmdeploy_ext.base.errors import CheckpointError, UsageError  # noqa: E402
-from mmdeploy_ext.upstream.weights import sparse_layouts as layouts  # noqa: E402
+from mmdeploy_ext.upstream.weights import sparse_checkpoint as layouts  # noqa: E402
 from mmdeploy_ext.upstream.weights.sparse_checkpoint import load_model  # noqa: E402
 from scn_nets import bevfusion, centerpoint, second, sweep  # noqa: E402
 

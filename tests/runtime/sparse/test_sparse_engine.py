@@ -5,7 +5,7 @@ import pytest
 
 import scn_goldens
 import toy_sparse
-from mmdeploy_ext.exporting.sparse.order import reorder
+from mmdeploy_ext.exporting.sparse.fold import reorder
 from mmdeploy_ext.runtime.sparse import engine
 from mmdeploy_ext.runtime.sparse.plan import plan_of
 from mmdeploy_ext.runtime.sparse.rulebook import build

@@ -10,8 +10,7 @@ import scn_goldens
 import scn_nets
 import toy_seeded as seeded
 from mmdeploy_ext.exporting.sparse import libspconv
-from mmdeploy_ext.exporting.sparse.fold import fold
-from mmdeploy_ext.exporting.sparse.order import reorder
+from mmdeploy_ext.exporting.sparse.fold import fold, reorder
 from mmdeploy_ext.exporting.sparse.precision import apply_precision, fp16_ends
 from mmdeploy_ext.exporting.sparse.ranges import NodeRange, Ranges
 from mmdeploy_ext.exporting.sparse.trace import trace

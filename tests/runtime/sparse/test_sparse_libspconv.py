@@ -8,8 +8,7 @@ import pytest
 
 from mmdeploy_ext.base.errors import ExportError
 from mmdeploy_ext.exporting.sparse import libspconv
-from mmdeploy_ext.exporting.sparse.fold import fold
-from mmdeploy_ext.exporting.sparse.order import reorder
+from mmdeploy_ext.exporting.sparse.fold import fold, reorder
 from mmdeploy_ext.exporting.sparse.precision import apply_precision
 from mmdeploy_ext.runtime.sparse.ir import (
     differences,

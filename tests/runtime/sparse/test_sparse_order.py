@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import scn_nets
-from mmdeploy_ext.exporting.sparse.fold import fold
-from mmdeploy_ext.exporting.sparse.order import reorder
+from mmdeploy_ext.exporting.sparse.fold import fold, reorder
 from mmdeploy_ext.exporting.sparse.trace import trace
 from mmdeploy_ext.runtime.sparse import engine
 from mmdeploy_ext.runtime.sparse.ir import differences

@@ -8,7 +8,7 @@ import pytest
 import toy_sparse
 from mmdeploy_ext.base.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.sparse import portable
-from mmdeploy_ext.exporting.sparse.order import reorder
+from mmdeploy_ext.exporting.sparse.fold import reorder
 from mmdeploy_ext.runtime.sparse import buckets, engine
 from mmdeploy_ext.runtime.sparse.plan import plan_of
 from mmdeploy_ext.runtime.sparse.rulebook import build

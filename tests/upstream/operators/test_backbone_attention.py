@@ -9,7 +9,7 @@ from mmdet.models.backbones.swin import ShiftWindowMSA
 from mmdet.models.utils.transformer import AdaptivePadding
 
 from mmdeploy_ext.exporting.copy import keep_position_bias
-from mmdeploy_ext.upstream.operators.backbone_attention import SIZED, sizes_traced
+from mmdeploy_ext.upstream.operators.attention import SIZED, sizes_traced
 
 SIZES = [(4, 4), (8, 4), (9, 15), (3, 2), (1, 1), (16, 5)]
 """(h, w) of maps, in windows of 4: one window, several, and parts of windows."""

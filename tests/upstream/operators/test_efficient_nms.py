@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmdeploy_ext.engines.plugins import suppress
-from mmdeploy_ext.upstream.operators.efficient_nms import EFFICIENT_NMS
+from mmdeploy_ext.upstream.operators.nms import EFFICIENT_NMS
 
 
 @pytest.mark.parametrize('class_agnostic', [False, True])

@@ -9,7 +9,7 @@ from torch import nn
 from mmdeploy_ext.exporting import export
 from mmdeploy_ext.spec.options import IMAGE, Options
 from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.upstream.operators.soft_nms import NO_CANDIDATE, SOFT_NMS
+from mmdeploy_ext.upstream.operators.nms import NO_CANDIDATE, SOFT_NMS
 
 MOST = 40
 

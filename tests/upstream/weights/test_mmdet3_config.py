@@ -11,11 +11,15 @@ from mmdeploy_ext.base import config as configs
 from mmdeploy_ext.base.config import load_config, mmdet_config
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.runtime.preprocess.pipeline_rule import rule_from_pipeline
-from mmdeploy_ext.upstream.weights.convert.mmdet3_config import read_mmdet3_config, to_mmdet2_config
+from mmdeploy_ext.upstream.weights.convert.mmdet3_config import (
+    CONFIGS,
+    REFUSED,
+    read_mmdet3_config,
+    to_mmdet2_config,
+    to_mmdet2_pipeline,
+)
 from mmdeploy_ext.upstream.weights.convert.mmdet3_model import to_mmdet2_model
 from mmdeploy_ext.upstream.weights.convert.mmdet3_names import to_mmdet2_names
-from mmdeploy_ext.upstream.weights.convert.mmdet3_pipeline import to_mmdet2_pipeline
-from mmdeploy_ext.upstream.weights.convert.mmdet3_refusals import CONFIGS, REFUSED
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 PREPROCESSOR = dict(type='DetDataPreprocessor', **IMAGENET, pad_mask=True, pad_size_divisor=32)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from mmdeploy_ext.upstream.weights.sparse_layouts import LAYOUTS, Kernel
+from mmdeploy_ext.upstream.weights.sparse_checkpoint import LAYOUTS, Kernel
 
 
 @pytest.mark.parametrize('source', LAYOUTS)

@@ -1,7 +1,7 @@
 /**
  * Compares tensors of an engine with PyTorch's by the column groups and tolerances of the contract.
  *
- * The rules are those of mmdeploy_ext/spec/slices.py.
+ * The rules are those of mmdeploy_ext/spec/comparison.py.
  */
 
 import { isWhole, shapeText, sizeOf } from 'kit/arrays.js';

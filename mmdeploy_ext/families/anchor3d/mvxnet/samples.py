@@ -20,7 +20,7 @@ from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.runtime.infos import read_frames
 from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
 from mmdeploy_ext.runtime.preprocess.pipeline_rule import rule_from_pipeline
-from mmdeploy_ext.runtime.preprocess.point_files import point_rule
+from mmdeploy_ext.runtime.preprocess.points import point_rule
 from mmdeploy_ext.spec.preparation import FusionRule
 
 OF_POINTS = ('LoadPointsFromFile', 'GlobalRotScaleTrans', 'PointsRangeFilter')

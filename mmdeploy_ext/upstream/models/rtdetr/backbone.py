@@ -14,7 +14,7 @@ from torch import nn
 
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
-from mmdeploy_ext.upstream.models.rtdetr.layers import ConvNorm
+from mmdeploy_ext.upstream.models.rtdetr.encoder import ConvNorm
 
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 NUM_RETURNED = 3

@@ -39,7 +39,7 @@ from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult
 from mmdeploy_ext.upstream.models import catalogue
-from mmdeploy_ext.upstream.weights.sparse_layouts import decide_layouts, find_kernels
+from mmdeploy_ext.upstream.weights.sparse_checkpoint import decide_layouts, find_kernels
 
 PROGRAM = 'mm2onnx_driving.bevfusion.fork_process'
 MARK = Path('mmdet3d', 'models', 'fusion_models')

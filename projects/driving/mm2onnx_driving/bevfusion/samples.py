@@ -17,7 +17,7 @@ from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.runtime.infos import RigFrame, read_frames, read_infos
-from mmdeploy_ext.runtime.preprocess.point_files import point_rule
+from mmdeploy_ext.runtime.preprocess.points import point_rule
 from mmdeploy_ext.spec.preparation import FusionRule, MultiViewRule
 
 SOURCE = 900, 1600

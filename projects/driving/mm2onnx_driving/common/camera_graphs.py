@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mm2onnx_driving.common.traced_inputs import with_examples
-from mmdeploy_ext.spec.bars import widened
 from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.results import widened
 from mmdeploy_ext.spec.tensors import Graph, GraphSpec
 
 

@@ -17,7 +17,7 @@ from mm2onnx_driving.flashocc.runtime import LOGITS
 from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.occupancy import Instances, Occupancy
-from mmdeploy_ext.runtime.tasks.voxel_instances import PLACE_BAR, SCORE_BAR
+from mmdeploy_ext.runtime.tasks.occupancy import PLACE_BAR, SCORE_BAR
 
 
 class FlashOccReference(LiftReference):

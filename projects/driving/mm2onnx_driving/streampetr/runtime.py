@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.runtime.device_graph import Held
+    from mmdeploy_ext.runtime.streams import Held
     from mmdeploy_ext.spec.metadata import Metadata
 
 BACKBONE, EMBEDDING, HEAD = GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')

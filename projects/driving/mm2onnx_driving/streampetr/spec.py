@@ -8,8 +8,8 @@ import dataclasses
 from torch import nn
 
 from mm2onnx_driving.streampetr.memory import FIELDS
-from mmdeploy_ext.spec.bars import widened
 from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.results import widened
 from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, TensorSpec
 
 STATE_PAIRS = tuple((f'post_memory_{field}', f'pre_memory_{field}') for field in FIELDS)

@@ -20,7 +20,7 @@ from mmdeploy_ext.families.common.lidar_parts import Watch
 from mmdeploy_ext.runtime.driving import DrivingScene, command_of
 from mmdeploy_ext.runtime.frames import Frame, StepResult
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
-from mmdeploy_ext.spec.ties import TIE
+from mmdeploy_ext.spec.matching import TIE
 
 TRUTH = [0.0, 20, -1, 2, 4, 2, 0, 0, 0]
 """A box that the repository's test path needs for its metrics."""

@@ -16,7 +16,7 @@ from mmdeploy_ext.base.files import read_json, sha256_file
 from mmdeploy_ext.bench.precision.calibration_sets import READERS, calibration_frames, camera_frames
 from mmdeploy_ext.bench.precision.dense_target import find_target
 from mmdeploy_ext.cli.quantize_app import main
-from mmdeploy_ext.exporting.int8.dense_layers import is_quantised
+from mmdeploy_ext.exporting.int8.dense import is_quantised
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.detector_files import read_files
 from mmdeploy_ext.spec.metadata import Metadata, read_metadata

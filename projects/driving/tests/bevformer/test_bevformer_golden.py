@@ -25,7 +25,7 @@ from mm2onnx_driving.layers.datasets.bev_dataset import motion_of_car
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.taps import collect_taps
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift, motion_since
-from mmdeploy_ext.upstream.models.query_boxes import QueryBoxCoder
+from mmdeploy_ext.upstream.models.conditional_detr import QueryBoxCoder
 
 MODELS = 'projects/configs/_base_/models/bevformer_{}.py'
 SHAPE = [(480, 800, 3)] * 6

@@ -12,7 +12,7 @@ from marking import in_suite
 from mmdeploy_ext.api import ProofRequest, ask_read, prove_read, read_detector
 from mmdeploy_ext.proving.drive import NEW_SCENE
 from mmdeploy_ext.proving.recorded import record
-from mmdeploy_ext.proving.recorded.results import corners_of
+from mmdeploy_ext.proving.recorded.calls import corners_of
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 from proofs import fresh_exports_once, samples_alone
 from toy_anchor3d import exported

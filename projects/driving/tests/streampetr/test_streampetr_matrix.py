@@ -10,7 +10,7 @@ import proofs
 import real_nuscenes
 import streampetr_golden as seeded
 from mmdeploy_ext.base.config import load_config
-from mmdeploy_ext.bench.kinds.sequence_samples import proof_samples
+from mmdeploy_ext.bench.kinds.sequence import proof_samples
 from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import FAMILIES, find_family
 from mmdeploy_ext.families.detector_files import export_files

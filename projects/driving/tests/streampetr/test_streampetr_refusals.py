@@ -3,7 +3,7 @@
 import pytest
 
 import toy_stream_files as files
-from mmdeploy_ext.bench.kinds.sequence_samples import proof_samples
+from mmdeploy_ext.bench.kinds.sequence import proof_samples
 from mmdeploy_ext.cli import export_app, test_app
 from mmdeploy_ext.families import detector as detectors
 from refusals import refused, snapshot

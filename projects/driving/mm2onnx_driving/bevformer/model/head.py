@@ -14,7 +14,7 @@ from torch import Tensor
 from mm2onnx_driving.layers.bev_view.head import BevHead
 from mm2onnx_driving.layers.bev_view.steps import decode_objects
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
-from mmdeploy_ext.upstream.models.query_boxes import decoded_samples
+from mmdeploy_ext.upstream.models.conditional_detr import decoded_samples
 
 
 @registered_if_named(HEADS)

@@ -23,7 +23,7 @@ from mm2onnx_driving.bevfusion.targets.autoware import BEV, LIDAR, AutowareBEVFu
 from mm2onnx_driving.bevfusion.targets.cuda_bevfusion.export import check_head
 from mm2onnx_driving.bevfusion.targets.implicit_gemm import DOMAIN, VERSION, ImplicitGemm
 from mmdeploy_ext.base.errors import ConfigError
-from mmdeploy_ext.exporting.sparse.node_writer import NodeWriter
+from mmdeploy_ext.exporting.sparse.libspconv import NodeWriter
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.common.sparse_graph import backbone_graph
 from mmdeploy_ext.families.common.voxel_grid import rule_of_layer

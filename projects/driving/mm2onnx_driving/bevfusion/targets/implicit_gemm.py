@@ -18,7 +18,7 @@ from mmdeploy_ext.base.errors import ExportError
 from mmdeploy_ext.runtime.sparse.ir import Add, Relu, Reshape, ScatterDense, SparseConvolution, Transpose
 
 if TYPE_CHECKING:
-    from mmdeploy_ext.exporting.sparse.node_writer import NodeWriter
+    from mmdeploy_ext.exporting.sparse.libspconv import NodeWriter
     from mmdeploy_ext.runtime.sparse.ir import SparseGraph
 
 DOMAIN, VERSION = 'autoware', 1

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mm2onnx_driving.layers.bev_view.motion import last_view
 from mm2onnx_driving.layers.bev_view.steps import encode_view
 from mmdeploy_ext.base.errors import ConfigError
-from mmdeploy_ext.upstream.models.query_boxes import QueryBoxCoder, box_branch, class_branch
+from mmdeploy_ext.upstream.models.conditional_detr import QueryBoxCoder, box_branch, class_branch
 
 CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
 """Loss weights of a box's columns, in checkpoints."""

@@ -19,7 +19,7 @@ from mm2onnx_driving.layers.bev_view import sampling
 from mm2onnx_driving.layers.bev_view.grid import cell_centres, pillar_points, project_pillars
 from mm2onnx_driving.layers.bev_view.sampling import SeenViews
 from mmdeploy_ext.base.taps import tap
-from mmdeploy_ext.upstream.models.transformer_layers import among_themselves, run_layer
+from mmdeploy_ext.upstream.models.conditional_detr import among_themselves, run_layer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

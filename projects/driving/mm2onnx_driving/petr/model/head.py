@@ -28,7 +28,12 @@ from mm2onnx_driving.petr.model.steps import (
 )
 from mmdeploy_ext.base.errors import ConfigError, DataError
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
-from mmdeploy_ext.upstream.models.query_boxes import QueryBoxCoder, box_branch, class_branch, decoded_samples
+from mmdeploy_ext.upstream.models.conditional_detr import (
+    QueryBoxCoder,
+    box_branch,
+    class_branch,
+    decoded_samples,
+)
 
 CODE_SIZE = 10
 CAMERAS = 6

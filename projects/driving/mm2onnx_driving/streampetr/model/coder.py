@@ -13,7 +13,7 @@ from mmdet.core.bbox.builder import BBOX_CODERS
 from torch import Tensor
 
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
-from mmdeploy_ext.upstream.models.query_boxes import QueryBoxCoder
+from mmdeploy_ext.upstream.models.conditional_detr import QueryBoxCoder
 
 
 def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mm2onnx_driving.layers.bev_view.head import BevHead
 from mm2onnx_driving.vad.model.steps import OUTPUTS, predict
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
-from mmdeploy_ext.upstream.models.query_boxes import box_branch, class_branch
+from mmdeploy_ext.upstream.models.conditional_detr import box_branch, class_branch
 
 DECODERS = ('motion_decoder', 'motion_map_decoder', 'ego_agent_decoder', 'ego_map_decoder')
 MAP_CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0)

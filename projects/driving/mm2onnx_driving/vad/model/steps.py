@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mm2onnx_driving.layers.bev_view import sampling
 from mm2onnx_driving.layers.bev_view.sampling import SeenViews
 from mm2onnx_driving.layers.bev_view.steps import Objects, decode_objects
-from mmdeploy_ext.upstream.models.transformer_layers import among_themselves, attend_to, run_layer
+from mmdeploy_ext.upstream.models.conditional_detr import among_themselves, attend_to, run_layer
 
 OUTPUTS = (
     'all_cls_scores', 'all_bbox_preds', 'all_traj_preds', 'all_traj_cls_scores', 'map_all_cls_scores',

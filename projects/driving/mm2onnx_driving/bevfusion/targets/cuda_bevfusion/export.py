@@ -31,9 +31,8 @@ from mm2onnx_driving.bevfusion.targets.cuda_bevfusion.loop import (
 )
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.exporting.sparse import libspconv
-from mmdeploy_ext.exporting.sparse.fold import fold
-from mmdeploy_ext.exporting.sparse.layer_sources import layer_sources
-from mmdeploy_ext.exporting.sparse.order import reorder
+from mmdeploy_ext.exporting.sparse.fold import fold, reorder
+from mmdeploy_ext.exporting.sparse.trace import layer_sources
 from mmdeploy_ext.families.common.lidar_parts import OfModel, Watch
 from mmdeploy_ext.families.common.sparse_graph import backbone_graph, model_spec, traced_encoder
 from mmdeploy_ext.families.contracts import Contract
