@@ -517,8 +517,8 @@ RULES: dict[str, Any] = {
 
 
 def is_border(name: str, tensor: torch.Tensor) -> bool:
-    """Whether an input is a border: of a softmax not those of attention."""
-    return name != 'softmax' or tensor.dim() <= 3
+    """Whether an input is a border: not those of attention, and not maps of layers with a Swish."""
+    return name not in ('sigmoid', 'softmax') or tensor.dim() <= 3
 
 
 def compared_floats(name: str, args: Any) -> tuple[str, Any]:
