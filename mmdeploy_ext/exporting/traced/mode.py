@@ -572,8 +572,8 @@ class Ranking(TorchFunctionMode):
         given = self.given.get(name)
         if given is None or given.shape != tensor.shape:
             return tensor
-        if tensor.untyped_storage().size() == tensor.nbytes:
-            return tensor.copy_(given)  # later code reads the same values
+        if kind == 'equal' and tensor.untyped_storage().size() == tensor.nbytes:
+            return tensor.copy_(given)  # later code multiplies the same values by whether they are equal
         return given.to(tensor)
 
 
