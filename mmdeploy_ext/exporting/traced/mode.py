@@ -135,7 +135,7 @@ class BorderNames:
         frame = sys._getframe(1)
         while frame.f_code.co_filename.startswith((str(TORCH), __file__, '<')):
             frame = frame.f_back
-        if frame.f_code.co_filename.endswith(INSIDE) and not kind.startswith('nms'):
+        if frame.f_code.co_filename.endswith(INSIDE) and not kind.startswith(('nms', 'rois')):
             return ''
         while frame.f_code.co_filename.startswith(PASSED):
             frame = frame.f_back
