@@ -21,7 +21,7 @@ from mmdeploy_ext.kinds import kind_of
 from mmdeploy_ext.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.util.errors import (
-    ConfigError,
+    CodeError,
     DataError,
     LoadError,
     Mm2OnnxError,
@@ -234,7 +234,7 @@ def built(detector: Detector, options: Options, request: ExportRequest) -> tuple
         return detector, options
     try:
         kind_of(detector.family).check(detector, options)
-    except ConfigError as refusal:
+    except CodeError as refusal:
         try:
             traced = read_detector(dataclasses.replace(request, options={'whole': TRACED}))
             chosen = chosen_options(traced, request)

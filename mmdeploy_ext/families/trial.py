@@ -20,7 +20,7 @@ from mmdeploy_ext.families import hosts
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.nearest import PARTS_WAY
-from mmdeploy_ext.util.errors import ConfigError, ExportError, Mm2OnnxError, UsageError, one_line
+from mmdeploy_ext.util.errors import CodeError, ConfigError, ExportError, Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.util.source_code import has_known_modules
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _run(family: Any, model: nn.Module, options: Options) -> None:
         raise
     count = len(outputs) if isinstance(outputs, tuple | list) else 1
     if count != len(stage.outputs):
-        raise ConfigError(
+        raise CodeError(
             f'{type(model).__name__}: returns {count} tensors, expected {len(stage.outputs)}: '
             f'{", ".join(stage.outputs)}; {PARTS_WAY}'
         )

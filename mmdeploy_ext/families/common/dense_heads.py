@@ -29,7 +29,7 @@ from mmdeploy_ext.families.nearest import copied_class, trial_words
 from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.box_coders import Coder, Delta
 from mmdeploy_ext.runtime.dense_facts import Head, factor_head
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.errors import CodeError, ConfigError
 from mmdeploy_ext.util.source_code import is_users, nearest_base, place_of
 
 coders = mmdet_module('mmdet.core.bbox.coder')
@@ -87,7 +87,7 @@ def chosen_coder(head: nn.Module, key: str = 'model.bbox_head') -> Coder:
     coder = known_coder(head.bbox_coder)
     if coder is None:
         trial = cfg_options({f'{key.split()[0]}.bbox_coder.type': 'DeltaXYWHBBoxCoder'})
-        raise ConfigError(
+        raise CodeError(
             f'{key}.bbox_coder is {type(head.bbox_coder).__name__}; expected DeltaXYWHBBoxCoder, '
             f'LegacyDeltaXYWHBBoxCoder, TBLRBBoxCoder, DistancePointBBoxCoder, or a class derived from one '
             f'({trial} tries the first); else {OWN}'
@@ -589,7 +589,7 @@ def kind_of(head: nn.Module) -> HeadKind:
         original = copied_class(type(head), filter(None, map(HEADS.get, KINDS)))
         (nearest,) = difflib.get_close_matches(type(head).__name__, KINDS, 1, 0)
         advice = f'; {trial_words("model.bbox_head", original)}' if original else f' (nearest: {nearest})'
-        raise ConfigError(
+        raise CodeError(
             f'{place_of_results(head)}: is not a dense head that mm2onnx supports{advice}; else {OWN}'
         )
     if name == 'AnchorFreeHead' and hasattr(head, 'integral'):

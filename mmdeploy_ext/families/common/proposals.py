@@ -45,7 +45,7 @@ from mmdeploy_ext.families.common.dense_heads import (
 from mmdeploy_ext.families.common.tried_selection import same
 from mmdeploy_ext.runtime.box_coders import Coder
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.errors import CodeError, ConfigError
 from mmdeploy_ext.util.source_code import is_in_library
 
 heads = mmdet_module('mmdet.models.dense_heads')
@@ -376,13 +376,13 @@ def tried(head: nn.Module, make: type[Proposals]) -> bool:
                 wanted = own_proposals(head, maps, size)
             except Exception as error:
                 raised = f'{type(error).__name__}: {error}{users_line(error)}'
-                raise ConfigError(f'{place} raises on generated outputs: {raised}; use {OWN}') from error
+                raise CodeError(f'{place} raises on generated outputs: {raised}; use {OWN}') from error
             clip_hw = maps[0].new_tensor([size])
             remaining = [
                 longer for longer, module in modules.items() if same(_found(*module(maps, clip_hw)), wanted)
             ]
         if not remaining:
-            raise ConfigError(f'{place} selects proposals in a way that mm2onnx does not know: use {OWN}')
+            raise CodeError(f'{place} selects proposals in a way that mm2onnx does not know: use {OWN}')
     _LONGER[head] = remaining[0]
     return _LONGER[head]
 

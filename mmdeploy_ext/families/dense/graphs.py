@@ -28,7 +28,7 @@ from mmdeploy_ext.families.common.image_graphs import (
 from mmdeploy_ext.families.dense.heads import Decode, check_results, facts_of
 from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.errors import CodeError, ConfigError
 from mmdeploy_ext.util.taps import tap
 
 PIXELS = ColumnGroup(name='xyxy', unit='pixel')
@@ -178,7 +178,7 @@ def _check_channels(model: nn.Module, outputs: list[torch.Tensor]) -> None:
     for name, tensor, expected in zip(raw_names(model), outputs, channels, strict=True):
         if tensor.shape[1] != expected:
             head = type(model.bbox_head).__name__
-            raise ConfigError(
+            raise CodeError(
                 f'{head}: {name} has {tensor.shape[1]} channels; expected {expected}, else use {OWN}'
             )
 

@@ -34,7 +34,7 @@ from mmdeploy_ext.preprocess.pictures import PreparedImage
 from mmdeploy_ext.runtime.box_coders import Traced, peaks_of
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.errors import CodeError, ConfigError
 from mmdeploy_ext.util.source_code import users_class
 
 LIMITS = (('max_per_img',), ('nms_pre',), ('max_per_img', 'nms_pre'))
@@ -100,7 +100,8 @@ def problem_of(head: nn.Module) -> str:
 def check_results(head: nn.Module, form: str) -> None:
     problem = problem_of(head)
     if problem and (form != 'raw' or not isinstance(facts_of(head).coder, Traced)):
-        raise ConfigError(problem)
+        kind = ConfigError if problem.startswith('model.test_cfg') else CodeError
+        raise kind(problem)
 
 
 def _tried_facts(head: nn.Module, facts: DenseFacts) -> tuple[DenseFacts, str]:

@@ -32,7 +32,7 @@ from mmdeploy_ext.families.common.regions import (
 )
 from mmdeploy_ext.models.crowddet import PAIR, MultiInstanceBBoxHead
 from mmdeploy_ext.runtime.geometry import softmax
-from mmdeploy_ext.util.errors import ConfigError
+from mmdeploy_ext.util.errors import CodeError, ConfigError
 
 HEADS = (bbox_heads.BBoxHead, bbox_heads.SABLHead)
 INVERTING_CODERS = ('tblr', 'bucket')
@@ -63,10 +63,10 @@ def padded_rows(roi_head: nn.Module) -> str:
             roi_head.simple_test_bboxes([regions], metas, [regions], roi_head.test_cfg)
         except Exception as error:  # a user's method raises what it likes
             raised = f'{type(error).__name__}: {error}{users_line(error)}'
-            raise ConfigError(f'{place} raises on three generated regions: {raised}; use {OWN}') from error
+            raise CodeError(f'{place} raises on three generated regions: {raised}; use {OWN}') from error
     zeros = tuple((given[0].reshape(len(regions), -1) == 0).all(1).tolist())
     if zeros not in PADDED:
-        raise ConfigError(f'{place} drops regions in a way that mm2onnx does not know: use {OWN}')
+        raise CodeError(f'{place} drops regions in a way that mm2onnx does not know: use {OWN}')
     return PADDED[zeros]
 
 
