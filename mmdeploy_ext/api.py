@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.errors import (
-    ConfigError,
+    CodeError,
     DataError,
     LoadError,
     Mm2OnnxError,
@@ -234,7 +234,7 @@ def built(detector: Detector, options: Options, request: ExportRequest) -> tuple
         return detector, options
     try:
         kind_of(detector.family).check(detector, options)
-    except ConfigError as refusal:
+    except CodeError as refusal:
         try:
             traced = read_detector(dataclasses.replace(request, options={'whole': TRACED}))
             chosen = chosen_options(traced, request)

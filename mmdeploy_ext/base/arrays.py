@@ -115,9 +115,7 @@ class ArrayDistance:
 
 def other_values(array: np.ndarray) -> np.ndarray:
     """Return an array of which every value is another one."""
-    if array.dtype == bool:
-        return ~array
-    return (1 - array if array.dtype.kind == 'f' else array + 1).astype(array.dtype)
+    return ~array if array.dtype.kind in 'biu' else (1 - array).astype(array.dtype)
 
 
 def is_same(first: Any, second: Any) -> bool:

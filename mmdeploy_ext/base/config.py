@@ -80,7 +80,7 @@ def refused_by_name(cfg: Any) -> Iterator[None]:
         if str(error).startswith(f'{cfg.filename}: '):
             raise
         message = str(error).replace('model.test_cfg', test_cfg_key(cfg))
-        raise ConfigError(f'{cfg.filename}: {message}') from error
+        raise type(error)(f'{cfg.filename}: {message}') from error
 
 
 def test_cfg_key(cfg: Any) -> str:

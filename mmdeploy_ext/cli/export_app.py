@@ -231,8 +231,8 @@ def _chosen_for(detector: Detector, options: Options) -> str:
         if sized[option.name] != option.default and option.name not in (MADE_FOR.name, OPSET.name)
     ]
     changes = [
-        f'{key} {limit} instead of {given}, since TensorRT sorts at most {LARGEST_K} candidates: PyTorch is '
-        f'compared with {limit}, too'
+        f'{key} {limit} instead of {given}, since one top-k sorts the candidates of all levels and TensorRT '
+        f'sorts at most {LARGEST_K}: PyTorch is compared with {limit}, too'
         for key, (given, limit) in detector.lowered.items()
     ]
     return f'for {options.made_for}: {"; ".join([" ".join(filter(None, words)) or "no options", *changes])}'

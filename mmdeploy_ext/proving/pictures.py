@@ -6,25 +6,36 @@ import contextlib
 import dataclasses
 import functools
 import statistics
+import tempfile
 import time
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmdeploy_ext.base.cli import tracked
-from mmdeploy_ext.base.errors import LoadError, ModelFileError, ShapeError, one_line
+from mmdeploy_ext.base.config import replaced_entry
+from mmdeploy_ext.base.errors import FrozenWarning, LoadError, ModelFileError, ShapeError, one_line
 from mmdeploy_ext.base.files import sha256_onnx
 from mmdeploy_ext.engines import build_backend, title_of
 from mmdeploy_ext.engines.base import FAILURES, attempt
 from mmdeploy_ext.engines.plugins import open_with_plugins
+from mmdeploy_ext.exporting.export import save
 from mmdeploy_ext.exporting.precision_plan import before_plan
-from mmdeploy_ext.exporting.substitution import border_names, observed, substituted, without_limits
+from mmdeploy_ext.exporting.substitution import (
+    _configs,
+    border_names,
+    observed,
+    substituted,
+    without_limits,
+)
 from mmdeploy_ext.families.base import exported_options
-from mmdeploy_ext.families.detector import check_picture_options, rule_of
+from mmdeploy_ext.families.detector import TRACED, check_picture_options, rule_of
 from mmdeploy_ext.families.detector_files import make_metadata
 from mmdeploy_ext.proving import file_checks, half_precision
 from mmdeploy_ext.proving.float64 import rounding_of
-from mmdeploy_ext.proving.inputs.inputs import proof_inputs, smaller_size
+from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs, smaller_size
 from mmdeploy_ext.proving.not_shown import Watch, counts_of_images, limits_of, unreached
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
@@ -74,7 +85,6 @@ from mmdeploy_ext.spec.ties import Ties
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
     from typing import Any
 
     import onnx
@@ -95,6 +105,9 @@ if TYPE_CHECKING:
 
 MAX_DRAWN = 8
 """Maximum of images in the report."""
+UNPASSED = 'a threshold that nothing passes'
+NEVER = 2.0
+"""A threshold above all scores."""
 TIMED_RUNS = 3
 TIMED_S = 3.0
 
@@ -142,6 +155,7 @@ def prove_pictures(
         if names := changed_children(sums[place], again.sums):
             results.reasons.append(f'{AGAIN} (state that runs change): outputs of {", ".join(names)}')
 
+        results.cases += without_result(proof, pictures[0][1])
         judge_results(proof)
         if claims.timed and all(case.passed for case in results.cases):
             verdict.timing_ms = timing(first, backend)
@@ -160,6 +174,29 @@ def prove_pictures(
     results.reasons += watch.other_epsilons(file.model) if claims.edited else []
     verdict.pairs = proof.pairs[:MAX_DRAWN]
     return finish(proof)
+
+
+def without_result(proof: Proof, picture: np.ndarray) -> list[Case]:
+    """Compare a file of the same traced code with a threshold that nothing passes, unless an input was empty.
+
+    A trace takes the branches where something is selected; this shows what its graph does where nothing is.
+    """
+    detector, options = proof.detector, proof.options
+    thresholds = [config for config in _configs(detector.model) if 'score_thr' in config]
+    was_empty = any(row.reference == 0 for case in proof.results.cases for row in case.detections)
+    if detector.family.name != TRACED or not thresholds or was_empty:
+        return []
+    with contextlib.ExitStack() as stack:
+        for config in thresholds:
+            stack.enter_context(replaced_entry(config, 'score_thr', NEVER))
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='mm2onnx-'))
+        size = smaller_size(detector, options)
+        model = file_checks.of_images(detector, options, picture, size)()
+        path = str(Path(folder, 'empty.onnx'))
+        save(model, path, make_metadata(detector, options))
+        plain = dataclasses.replace(plain_inputs(detector, options)[0], name=UNPASSED)
+        backend = stack.enter_context(open_backend({}, open_file(path)))
+        return [run_case(InputReference(detector, plain), backend)[0]]
 
 
 def ask_pictures(
@@ -472,7 +509,9 @@ def results_of_file(
     inputs = reference.feeds, reference.images, reference.input.rescale
     results = reference.code.file_results(metadata, outputs, *inputs)
     if results is None:
-        results = results_of(metadata.family, metadata, outputs, reference.feeds)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FrozenWarning)  # of which `VALID` has a row
+            results = results_of(metadata.family, metadata, outputs, reference.feeds)
     if len(results) != len(reference.results):
         raise ShapeError(f'got results of {len(results)} images, expected {len(reference.results)}')
     return results

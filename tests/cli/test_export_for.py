@@ -1,6 +1,7 @@
 """`export --for PROGRAM`: the options and limits that it sets, and the proof at the limits of the engine."""
 
 import dataclasses
+import json
 import shlex
 
 import pytest
@@ -10,12 +11,12 @@ from mmdeploy_ext.base.config import mmdet_config
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import command
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
-from mmdeploy_ext.families.detector import read_config
+from mmdeploy_ext.families.detector import read_config, with_size
 from mmdeploy_ext.graphs.io.files import load
 from mmdeploy_ext.proving.views.table import export_command
 from mmdeploy_ext.runtime.detections import candidates_lost, candidates_needed
 from mmdeploy_ext.spec.metadata import read_metadata
-from mmdeploy_ext.spec.options import LARGEST_K, TARGETS
+from mmdeploy_ext.spec.options import LARGEST_K, LIMITS, TARGETS
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO
 
 CENTERPOINT = str(REPO / 'projects/configs/Autoware/centerpoint_pillar_toy.py')
@@ -45,6 +46,20 @@ def test_candidates_of_a_stock_config_fit_into_the_largest_top_k(config, part, c
     assert {name: options[name] for name in names} == dict.fromkeys(names, LARGEST_K)
     assert options.required_inputs and not options.dynamic
     assert list(detector.lowered.values()) == [(1000, nms_pre)]
+
+
+@pytest.mark.parametrize(
+    ('config', 'cfg_options'),
+    [
+        ('faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py', {'model.test_cfg.rcnn.nms.type': 'soft_nms'}),
+        ('guided_anchoring/ga_rpn_r50_fpn_1x_coco.py', None),
+        ('cascade_rpn/crpn_r50_caffe_fpn_1x_coco.py', None),
+    ],
+)
+def test_models_that_take_no_limits_get_none(config, cfg_options):
+    detector, options = chosen(mmdet_config(config), cfg_options, made_for='tensorrt')
+    assert not any(options[name] for name in LIMITS)
+    detector.family.check(detector.cfg, with_size(options, detector.family.preprocess_rule(detector.cfg)))
 
 
 def test_options_that_the_user_passes_win():
@@ -89,6 +104,12 @@ def test_the_proof_compares_at_the_limit_that_the_file_was_made_with(tmp_path, c
     assert not find_refusals(load(path), rtx=True)
     assert command.main(['verify', CONFIG, CHECKPOINT, str(path), *proof]) == 0
     assert key in capsys.readouterr().out  # the verdict says what PyTorch computed
+    assert command.main(['graph', 'diff', CONFIG, CHECKPOINT, str(path), *proof]) == 0
+    one_run = ['--max-iter', '1', '--warmup', '1', '--threads', '1', '--repeat-num', '1']
+    records = tmp_path / 'benchmark.json'
+    measured = ['benchmark', CONFIG, CHECKPOINT, '--onnx', str(path), *proof, *one_run, '--no-memory']
+    assert command.main([*measured, '--json', str(records)]) == 0
+    assert len({row['detections_per_image'] for row in json.loads(records.read_text())['contenders']}) == 1
     assert read_config(CONFIG, file=str(path)).lowered.keys() == {key}
     assert not read_config(CONFIG, cfg_options={key: 9}, file=str(path)).lowered
 

@@ -61,16 +61,24 @@ def checked(tmp_path, content, *words):
     return export_app.main([str(tmp_path / 'user.py'), '--check', *words])
 
 
-@pytest.mark.parametrize(
+OTHER_TENSORS = pytest.mark.parametrize(
     ('head', 'words'),
     [('HeadOfEightChannels', 'bbox_pred_0 has 8 channels'), ('HeadWithKeypoints', '20 tensors')],
 )
-def test_other_tensors_than_those_of_the_kind_are_refused_in_every_form(head, words, tmp_path, capsys):
+
+
+@OTHER_TENSORS
+def test_a_head_of_other_tensors_than_those_of_the_kind_is_traced_whole(head, words, tmp_path, capsys):
     content = TOY + f"model = dict(bbox_head=dict(type='{head}'))\n"
-    assert checked(tmp_path, content) == 2
-    captured = capsys.readouterr()
-    assert words in captured.err
-    assert 'dets' not in captured.out and '--postprocess raw' not in captured.out + captured.err
+    assert checked(tmp_path, content) == 0
+    assert 'family traced' in capsys.readouterr().out
+
+
+@OTHER_TENSORS
+def test_other_tensors_than_those_of_the_kind_are_refused_in_other_forms(head, words, tmp_path, capsys):
+    content = TOY + f"model = dict(bbox_head=dict(type='{head}'))\n"
+    assert checked(tmp_path, content, '--postprocess', 'raw') == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_forward_that_fails_is_named_by_its_module(tmp_path, capsys):

@@ -10,6 +10,7 @@ from mmdeploy_ext.proving.file_checks import check_interface, check_structure, n
 from mmdeploy_ext.proving.frames import look_at_outputs, reasons_of_unread
 from mmdeploy_ext.proving.proof import Unread
 from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.spec.comparison import count_rows
 from mmdeploy_ext.spec.results import AS_WRITTEN, EDITED, QUANTIZED
 from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 
@@ -98,3 +99,14 @@ def test_an_output_of_frames_that_no_result_depends_on_is_named():
     (reason,) = reasons_of_unread(unread, runner)
     assert 'depth' in reason
     assert not reasons_of_unread(unread, SimpleNamespace())
+
+
+def test_a_count_that_is_compared_with_bounds_is_read():
+    outputs = {'candidates': np.int64([1034]), 'unread': np.int64([3])}
+    unread = Unread(
+        GraphSpec('g', (), tuple(TensorSpec(name, 'int64', ('n',), compare='detections') for name in outputs))
+    )
+    unread.look(
+        outputs, lambda given: count_rows(given, {'candidates': (np.int64([1000]), np.int64([1100]))})
+    )
+    assert unread.names == ['unread']

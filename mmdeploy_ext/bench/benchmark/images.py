@@ -52,7 +52,8 @@ class ImageBenchmark(Benchmark):
         paths = list_images(args.images or [DEFAULT_PICTURE])
         if len(paths) > MAX_IMAGES:
             print(f'{len(paths)} images given, only the first {MAX_IMAGES} are used')
-        self.detector = read_config(args.config, args.checkpoint, args.cfg_options, args.device)
+        first = next(iter(args.onnx), '')
+        self.detector = read_config(args.config, args.checkpoint, args.cfg_options, args.device, file=first)
         for path, metadata in zip(args.onnx, files_metadata, strict=True):
             metadata.require(path, self.detector.family.name)
             refuse_other_settings(self.detector.cfg, metadata.options.get('cfg_options', {}), path)

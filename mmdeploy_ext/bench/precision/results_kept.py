@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.contracts import Contract
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.proof import ExportedFile
+    from mmdeploy_ext.proving.file_checks import ExportedFile
     from mmdeploy_ext.spec.results import DetectionRow, MetricRow
 
     Rows = Callable[[Sequence[str], contextlib.ExitStack], Iterator[Sequence[DetectionRow]]]

@@ -115,7 +115,7 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     cfg_options = parse_cfg_options(args.cfg_options)
     feeds = load_tensors(args.input) if args.input else None
 
-    detector = read_config(config, checkpoint, cfg_options)
+    detector = read_config(config, checkpoint, cfg_options, file=path)
     kind = kind_of(detector.family)
     metadata.require(path, detector.family.name)
     refuse_other_settings(detector.cfg, metadata.options.get('cfg_options', {}), path)

@@ -198,8 +198,8 @@ class _Rules:
             k = int(counts[0].ravel()[0]) if counts else k
             if k > LARGEST_K:
                 return (
-                    f'K={k}, but TensorRT sorts at most {LARGEST_K}: export with a smaller '
-                    '--max-candidates, nms_pre or max_per_img of test_cfg, or another form'
+                    f'K={k}, but TensorRT sorts at most {LARGEST_K}: export with --for tensorrt, with a '
+                    'smaller --max-candidates, nms_pre or max_per_img of test_cfg, or another form'
                 )
         if operator == 'Split' and any(node.input[1:]) and node.input[1] not in self.constants:
             return (

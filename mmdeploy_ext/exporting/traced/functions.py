@@ -160,6 +160,18 @@ def ranked_nms(mode: Ranking) -> Any:
     return make
 
 
+def ranked_rois(mode: Ranking) -> Any:
+    """Return the maker of an eager `SingleRoIExtractor.forward` whose regions `mode` sees."""
+
+    def make(method: Any) -> Any:
+        def forward(self: Any, feats: Any, rois: Any, *args: Any, **kwargs: Any) -> Any:
+            return method(self, feats, mode.border('rois', rois), *args, **kwargs)
+
+        return forward
+
+    return make
+
+
 @contextlib.contextmanager
 def ranked(model: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> Iterator[Ranking]:
     """Inside the block the eager model's rankings start from given tensors where they have the same shape."""
@@ -168,6 +180,9 @@ def ranked(model: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> Iterato
     with contextlib.ExitStack() as stack:
         for module, name, (_, value) in _found(modules_of(model), makers):
             stack.enter_context(mock.patch.object(module, name, value))
+        methods = {('SingleRoIExtractor', 'forward'): ranked_rois(mode)}
+        for owner, name, method in _new_methods(model, methods):
+            stack.enter_context(mock.patch.object(owner, name, method))
         for config in _configs(model):
             stack.enter_context(mock.patch.dict(config, limits_of(config)))
         yield stack.enter_context(mode)
@@ -236,6 +251,8 @@ def roi_forward(method: Any) -> Any:
     def forward(self: Any, feats: Any, rois: Any, roi_scale_factor: Any = None) -> Any:
         if not is_traced():
             return method(self, feats, rois, roi_scale_factor)
+        if mode := active():
+            mode.border('rois', rois)
         levels = torch.zeros_like(rois[:, 0]).long()
         if len(feats) > 1:
             levels = self.map_roi_levels(rois, len(feats))
@@ -326,7 +343,6 @@ def modules_of(model: torch.nn.Module) -> list[Any]:
 @contextlib.contextmanager
 def replaced(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block the model's packages have `FUNCTIONS`, `METHODS`, `SHADOWS` and `Limit`s."""
-    classes = {kind for part in model.modules() for kind in type(part).__mro__}
     with contextlib.ExitStack() as stack:
 
         def patch(owner: Any, name: str, value: Any) -> None:
@@ -334,14 +350,33 @@ def replaced(model: torch.nn.Module) -> Iterator[None]:
 
         for module, name, value in _new_entries(modules_of(model)):
             patch(module, name, value)
-        for (kind, name), make in METHODS.items():
-            for owner in classes:
-                if owner.__name__ == kind and name in vars(owner):
-                    patch(owner, name, make(vars(owner)[name]))
+        for owner, name, method in _new_methods(model, METHODS):
+            patch(owner, name, method)
         patch(torch, 'from_numpy', from_numpy(torch.from_numpy))
         for config in _configs(model):
             stack.enter_context(mock.patch.dict(config, limits_of(config)))
         yield
+
+
+@contextlib.contextmanager
+def named_results(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block results are tensors by name, before they become arrays for each class."""
+    with contextlib.ExitStack() as stack:
+        for module, name, (_, value) in _found(modules_of(model), RESULT_FUNCTIONS):
+            stack.enter_context(mock.patch.object(module, name, value))
+        for owner, name, method in _new_methods(model, RESULT_METHODS):
+            stack.enter_context(mock.patch.object(owner, name, method))
+        yield
+
+
+def _new_methods(
+    model: torch.nn.Module, makers: Mapping[tuple[str, str], Any]
+) -> Iterator[tuple[type, str, Any]]:
+    classes = {kind for part in model.modules() for kind in type(part).__mro__}
+    for (kind, name), make in makers.items():
+        for owner in classes:
+            if owner.__name__ == kind and name in vars(owner):
+                yield owner, name, make(vars(owner)[name])
 
 
 def _new_entries(modules: list[Any]) -> Iterator[tuple[Any, str, Any]]:

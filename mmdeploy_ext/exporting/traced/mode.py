@@ -11,6 +11,7 @@ import builtins
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import linecache
 import math
 import re
@@ -19,7 +20,7 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 TORCH = Path(torch.__file__).parent
 INSIDE = 'mmcv/ops/nms.py', 'exporting/traced/functions.py', 'exporting/traced/whole.py'
 """Ends of files whose rankings are parts of an NMS, or ours."""
-PASSED = str(Path(__file__).parents[1]), *(str(Path(one.__file__).parent) for one in (torch, numpy)), '<'
+PASSED = str(Path(__file__).parents[1]), *(str(Path(one.__file__).parent) for one in (torch, np)), '<'
 """Folders of files that stand between the code and PyTorch."""
 NOT_ALL = re.compile(r'\s*(el)?if not [\w.\[\]]+\.all\(\)')
 ANY = re.compile(r'\s*(el)?if (not )?[\w.\[\]]+\.any\(\)\s*:')
@@ -47,6 +48,8 @@ COMPARED = {
 }  # fmt: skip
 UNWRITTEN = {'requires_grad_', 'detach_', 'squeeze_', 'unsqueeze_', 't_', 'transpose_'}
 """Methods in place that write no values."""
+STEEP = 'exp', 'sigmoid', 'softmax'
+"""Functions from a head's outputs to sizes and scores. Their inputs are borders, as rounding grows there."""
 NOT_EMPTY = dict(eq=False, ne=True, gt=True, ge=True, lt=False, le=False)
 """Comparison of a count with 0 (`ge`, `lt`: with 1) -> its result where something was selected."""
 
@@ -132,7 +135,7 @@ class BorderNames:
         frame = sys._getframe(1)
         while frame.f_code.co_filename.startswith((str(TORCH), __file__, '<')):
             frame = frame.f_back
-        if frame.f_code.co_filename.endswith(INSIDE) and not kind.startswith('nms'):
+        if frame.f_code.co_filename.endswith(INSIDE) and not kind.startswith(('nms', 'rois')):
             return ''
         while frame.f_code.co_filename.startswith(PASSED):
             frame = frame.f_back
@@ -368,8 +371,9 @@ class Tracing(TorchFunctionMode):
     # what stays in the graph
     def _compare_limit(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
         size, limit = (*args, None)[:2]
-        if is_threshold(name, args):
-            self.border('threshold', size)
+        kind, count = compared_floats(name, args)
+        for operand in args[:count]:
+            self.border(kind, operand)
         if not isinstance(limit, Limit) or not isinstance(size, torch.Tensor) or size.dim():
             return NotImplemented
         return NotImplemented if size.is_floating_point() else COMPARED[name] in ('gt', 'ge')
@@ -384,7 +388,7 @@ class Tracing(TorchFunctionMode):
         return torch.topk(**given)
 
     def _rank(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
-        if args and isinstance(args[0], torch.Tensor):
+        if args and isinstance(args[0], torch.Tensor) and is_border(name, args[0]):
             self.border(name, args[0])
         return NotImplemented
 
@@ -497,7 +501,7 @@ RULES: dict[str, Any] = {
     **dict.fromkeys(('reshape', 'view'), Tracing._reshape),
     **dict.fromkeys(('split', 'split_with_sizes'), Tracing._split),
     **dict.fromkeys(('__iter__', 'unbind'), Tracing._unbind),
-    **dict.fromkeys(('sort', 'argsort'), Tracing._rank),
+    **dict.fromkeys(('sort', 'argsort', *STEEP), Tracing._rank),
     **dict.fromkeys(
         [f'__i{name}__' for name in ('add', 'sub', 'mul', 'truediv', 'pow', 'and', 'or')],
         Tracing._write_operator,
@@ -512,12 +516,21 @@ RULES: dict[str, Any] = {
 """Name of a function of PyTorch -> what the mode does in its place; NotImplemented runs the function."""
 
 
-def is_threshold(name: str, args: Any) -> bool:
-    """Whether a comparison is one of floats with a number."""
-    values, bar = (*args, None)[:2]
-    is_order = COMPARED.get(name) in ('gt', 'ge', 'lt', 'le')
-    is_float = isinstance(values, torch.Tensor) and values.is_floating_point() and values.dim() > 0
-    return is_order and is_float and isinstance(bar, float)
+def is_border(name: str, tensor: torch.Tensor) -> bool:
+    """Whether an input is a border: not those of attention, and not maps of layers with a Swish."""
+    return name not in ('sigmoid', 'softmax') or tensor.dim() <= 3
+
+
+def compared_floats(name: str, args: Any) -> tuple[str, Any]:
+    """Return the kind of border of a comparison, and how many of its operands are borders."""
+    kind, (values, other) = COMPARED.get(name, ''), (*args, None, None)[:2]
+    if not isinstance(values, torch.Tensor) or not values.is_floating_point() or not values.dim():
+        return '', 0
+    if kind in ('gt', 'ge', 'lt', 'le') and isinstance(other, float):
+        return 'threshold', 1
+    if kind in ('eq', 'ne') and isinstance(other, torch.Tensor) and other.is_floating_point() and other.dim():
+        return 'equal', 2  # as in the suppression of points that are no maxima
+    return '', 0
 
 
 class Ranking(TorchFunctionMode):
@@ -526,12 +539,14 @@ class Ranking(TorchFunctionMode):
     Attributes:
         given: name -> tensor of a file, used where the code's own tensor has the same shape.
         found: name -> the code's own tensor.
+        decisive: name -> function that leaves the values beyond a threshold as they are.
     """
 
     def __init__(self, given: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         self.given = given
         self.found: dict[str, torch.Tensor] = {}
+        self.decisive: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         self._names = BorderNames()
 
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -539,8 +554,14 @@ class Ranking(TorchFunctionMode):
         name = getattr(function, '__name__', '')
         if name in ('topk', 'sort', 'argsort') and args and isinstance(args[0], torch.Tensor):
             return ranked_as_onnx(name, self.border(name, args[0]), args[1:], kwargs)
-        if is_threshold(name, args):
-            args = (self.border('threshold', args[0]), *args[1:])
+        if name in STEEP and args and isinstance(args[0], torch.Tensor) and is_border(name, args[0]):
+            args = (self.border(name, args[0]), *args[1:])
+        kind, count = compared_floats(name, args)
+        known = len(self.found)
+        args = (*(self.border(kind, operand) for operand in args[:count]), *args[count:])
+        if kind == 'threshold' and len(self.found) > known:
+            clip = np.maximum if COMPARED[name] in ('gt', 'ge') else np.minimum
+            self.decisive[next(reversed(self.found))] = functools.partial(clip, np.float32(args[1]))
         return function(*args, **kwargs)
 
     def border(self, kind: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -549,7 +570,11 @@ class Ranking(TorchFunctionMode):
             return tensor
         self.found[name] = tensor.detach().clone()
         given = self.given.get(name)
-        return given.to(tensor) if given is not None and given.shape == tensor.shape else tensor
+        if given is None or given.shape != tensor.shape:
+            return tensor
+        if kind == 'equal' and tensor.untyped_storage().size() == tensor.nbytes:
+            return tensor.copy_(given)  # later code multiplies the same values by whether they are equal
+        return given.to(tensor)
 
 
 def ranked_as_onnx(name: str, values: torch.Tensor, args: Any, kwargs: Any) -> Any:

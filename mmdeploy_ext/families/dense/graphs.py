@@ -12,7 +12,7 @@ import types
 import torch
 from torch import nn
 
-from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.errors import CodeError, ConfigError
 from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.families.common import detector_parts, image_graphs
@@ -178,7 +178,7 @@ def _check_channels(model: nn.Module, outputs: list[torch.Tensor]) -> None:
     for name, tensor, expected in zip(raw_names(model), outputs, channels, strict=True):
         if tensor.shape[1] != expected:
             head = type(model.bbox_head).__name__
-            raise ConfigError(
+            raise CodeError(
                 f'{head}: {name} has {tensor.shape[1]} channels; expected {expected}, else use {OWN}'
             )
 

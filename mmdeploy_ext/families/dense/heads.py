@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.errors import CodeError, ConfigError
 from mmdeploy_ext.base.source_code import users_class
 from mmdeploy_ext.base.user_modules import users_line
 from mmdeploy_ext.exporting.postprocess.suppression import rows_of
@@ -100,7 +100,8 @@ def problem_of(head: nn.Module) -> str:
 def check_results(head: nn.Module, form: str) -> None:
     problem = problem_of(head)
     if problem and (form != 'raw' or not isinstance(facts_of(head).coder, Traced)):
-        raise ConfigError(problem)
+        kind = ConfigError if problem.startswith('model.test_cfg') else CodeError
+        raise kind(problem)
 
 
 def _tried_facts(head: nn.Module, facts: DenseFacts) -> tuple[DenseFacts, str]:

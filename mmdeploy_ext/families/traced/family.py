@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from mmdet.models.builder import DETECTORS
 from mmdet.models.detectors import BaseDetector
 from torch import nn
@@ -13,14 +14,16 @@ from torch import nn
 from mmdeploy_ext.base.config import refused_by_name
 from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.base.source_code import place_of_line
+from mmdeploy_ext.exporting.copy import copied
 from mmdeploy_ext.exporting.traced.mode import Escape
 from mmdeploy_ext.exporting.traced.whole import INPUTS, Layout, Whole, layout_of
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.mmdet_reference import metas_of, tested
-from mmdeploy_ext.families.first_run import own_forward, picture_channels
+from mmdeploy_ext.families.first_run import INTERNAL, own_forward, picture_channels
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.no_family import has_sensors
+from mmdeploy_ext.families.synthetic.weights import draw
 from mmdeploy_ext.families.traced.facts import TracedFacts
 from mmdeploy_ext.families.traced.reference import TracedReference
 from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
@@ -78,14 +81,8 @@ class TracedFamily(ImageFamily):
         if key not in found:
             step = max(detector_parts.multiple(model), 32)
             height, *other = (-(-side // step) * step for side in SIDES)
-            try:
-                with own_forward(model, f'an image of {height} x {height}'):
-                    found[key] = layout_of(model, [(height, height), tuple(other)])
-            except ConfigError:
-                if size is None:
-                    raise
-                with own_forward(model, f'an image of {size[0]} x {size[1]}'):
-                    found[key] = layout_of(model, [size, size])
+            sizes = [(height, height), tuple(other)]
+            found[key] = first_layout(model, [sizes] if size is None else [sizes, [size, size]])
         self.task = task_of(model, found[key])
         return found[key]
 
@@ -154,14 +151,40 @@ class TracedFamily(ImageFamily):
         return image_graphs.mask_feeds(images, rescale) | image_graphs.feeds(images, rescale)
 
 
+def first_layout(model: nn.Module, choices: Sequence[Sequence[tuple[int, int]]]) -> Layout:
+    """Return the layout at the first pair of sizes that runs, with weights of the model or drawn ones.
+
+    Weights that are not loaded yet may give boxes that a kernel refuses.
+    """
+    failure: ConfigError | None = None
+    for sizes in choices:
+        for is_drawn in (False, True):
+            tried = model
+            if is_drawn:
+                tried = copied(model)
+                tried.load_state_dict(
+                    {name: value.clone() for name, value in model.state_dict().items()}, assign=True
+                )
+                with torch.no_grad():
+                    draw(tried, 0)
+            try:
+                with own_forward(model, f'an image of {sizes[0][0]} x {sizes[0][1]}'):
+                    return layout_of(tried, sizes)
+            except ConfigError as error:
+                failure = failure or error
+                if INTERNAL not in str(error):
+                    break
+    raise failure
+
+
 def runs(model: nn.Module, height: int, width: int) -> bool:
     """Return whether the user's test path runs on a black image of this size."""
     image = np.zeros((picture_channels(model), height, width), np.float32)
     prepared = PreparedImage(image, (height, width), np.ones(4, np.float32), (height, width))
     try:
         tested(model, [prepared], metas_of([prepared]), rescale=True)
-    except Exception:
-        return False
+    except Exception as error:
+        return INTERNAL in str(error)  # of boxes of weights that are not loaded yet
     return True
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from mmdeploy_ext.base.config import refused_by_name
-from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.options import PASTE_MASKS
@@ -75,7 +75,16 @@ class TwoStageFamily(ImageFamily):
 
     def most_candidates(self, cfg: Any, options: Options) -> dict[str, int]:
         heads = self._proposing_heads(cfg)
-        return candidate_limits.most(heads, options) if heads else {}
+        if not heads:
+            return {}
+        most = candidate_limits.most(heads, options)
+        try:
+            limited = options.replace(**dict.fromkeys(most, 1))
+            candidate_limits.check_proposals(heads['rpn_head'], limited)
+            candidate_limits.check(heads, limited)
+        except UsageError:  # suppression without limits, whose files have none
+            return {}
+        return most
 
     def _proposing_heads(self, cfg: Any) -> dict[str, nn.Module]:
         if is_image_branch(cfg) or not cfg.model.get('rpn_head'):

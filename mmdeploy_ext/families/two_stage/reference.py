@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.base.config import replaced_entry
+from mmdeploy_ext.base.source_code import is_in_library
 from mmdeploy_ext.exporting.postprocess.suppression import nms_arguments
 from mmdeploy_ext.exporting.substitution import PerCall, substituted
 from mmdeploy_ext.families.common import mmdet_reference
@@ -120,7 +121,7 @@ class TwoStageReference(ImageReference):
             maps, metas = maps_of(self.model, feeds), metas_of(feeds)
             if max_proposals:
                 bounds['proposal_candidates'] = _needed_proposals(
-                    self.model.rpn_head, maps, metas, max_proposals
+                    self.model.rpn_head, maps, metas, max_proposals, slack
                 )
             if max_candidates:
                 roi_head = self.model.roi_head
@@ -284,39 +285,90 @@ def outputs_of_first(model: nn.Module, outputs: Mapping[str, np.ndarray]) -> Reg
 
 
 def _needed_proposals(
-    head: nn.Module, maps: Sequence[torch.Tensor], metas: Sequence[dict[str, Any]], cap: int
+    head: nn.Module, maps: Sequence[torch.Tensor], metas: Sequence[dict[str, Any]], cap: int, slack: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    outputs, settings = head(maps), settings_of(head)
+    outputs, settings, least = head(maps), settings_of(head), head.test_cfg.get('min_bbox_size', -1)
     iou_threshold, max_per_img = nms_arguments(settings['nms'])['iou_threshold'], settings['max_per_img']
-
-    def results(iou_threshold: float, max_per_img: int, smallest: float, metas: Any) -> list[torch.Tensor]:
-        cfg = copy.deepcopy(head.test_cfg)
-        cfg.update(suppression_entries(head, iou_threshold, max_per_img), min_bbox_size=smallest)
-        return head.get_bboxes(*outputs, img_metas=metas, cfg=cfg)
-
-    def counts(iou_threshold: float, step: float, max_per_img: int) -> np.ndarray:
-        smallest = least + step if least > 0 else least
-        return np.array([len(boxes) for boxes in results(iou_threshold, max_per_img, smallest, metas)])
-
-    def with_area(step: float) -> np.ndarray:
-        """Count boxes whose part in the image has sides above `step`, relative to the sides of the box."""
-        unclipped, found = results(1.0, every, -1, [dict(meta, img_shape=None) for meta in metas]), []
-        for boxes, meta in zip(unclipped, metas, strict=True):
-            low, high = boxes[:, :2], boxes[:, 2:4]
-            inside = torch.minimum(high, low.new_tensor(meta['img_shape'][1::-1])) - low.clamp(min=0)
-            found.append(int((inside > step * (high - low).clamp(min=1)).all(dim=1).sum()))
-        return np.array(found)
-
-    least, every = head.test_cfg.get('min_bbox_size', -1), sum(logits[0].numel() for logits in outputs[0])
+    sure, tied, places = zip(
+        *(_at_the_cut(head, level, settings.get('nms_pre', -1), slack) for level in outputs[0]), strict=True
+    )
     needed_counts = []
     for step in (-EDGE, EDGE):
-        # clipping makes sides of 0, where rounding decides
-        all_candidates = with_area(step) if least == 0 and clips(head) else counts(1.0, step, every)
+        fewest = _count_large(head, outputs, metas, sure, step)
+        most = fewest.copy()
+        for level, (rows, free) in enumerate(zip(tied, places, strict=True)):
+            if rows.any():
+                alone = [of_level & (index == level) for index, of_level in enumerate(tied)]
+                count = _count_large(head, outputs, metas, alone, step)
+                fewest += np.maximum(free - (rows.sum(1).cpu().numpy() - count), 0)
+                most += np.minimum(free, count)
+        smallest = least + step if least > 0 else least
         for edge in (-EDGE, 0.0, EDGE):
-            is_full = counts(iou_threshold + edge, step, max_per_img) == max_per_img
-            capped = np.minimum(all_candidates, cap) if max_per_img <= cap else all_candidates
-            needed_counts.append(np.where(is_full, capped, all_candidates))
+            entries = suppression_entries(head, iou_threshold + edge, max_per_img)
+            cfg = _changed(head.test_cfg, min_bbox_size=smallest, **entries)
+            boxes = head.get_bboxes(*outputs, img_metas=metas, cfg=cfg)
+            is_full = np.array([len(of_image) for of_image in boxes]) == max_per_img
+            for candidates in (fewest, most):
+                capped = np.minimum(candidates, cap) if max_per_img <= cap else candidates
+                needed_counts.append(np.where(is_full, capped, candidates))
     return np.min(needed_counts, 0), np.max(needed_counts, 0)
+
+
+def _changed(test_cfg: Any, **changed: Any) -> Any:
+    cfg = copy.deepcopy(test_cfg)
+    cfg.update(changed)
+    return cfg
+
+
+def _count_large(
+    head: nn.Module,
+    outputs: Sequence[Sequence[torch.Tensor]],
+    metas: Sequence[dict[str, Any]],
+    chosen: Sequence[torch.Tensor],
+    step: float,
+) -> np.ndarray:
+    """Count those of the anchors `chosen` (B, A) of each level whose boxes are large enough."""
+    settings = suppression_entries(head, 1.0, sum(rows.shape[1] for rows in chosen))
+    if 'nms' in settings and is_in_library(type(head)):
+        settings['nms'] = None  # as with an IoU of 1, without comparing all pairs
+    settings['nms_pre'] = max(1, *(int(rows.sum(1).max()) for rows in chosen))
+    least = head.test_cfg.get('min_bbox_size', -1)
+    in_image = least == 0 and clips(head)
+    settings['min_bbox_size'] = -1 if in_image else least + step * (least > 0)
+    given = [dict(meta, img_shape=None) for meta in metas] if in_image else metas
+    logits = [_only(*of_level) for of_level in zip(outputs[0], chosen, strict=True)]
+    cfg, counts = _changed(head.test_cfg, **settings), []
+    for boxes, meta in zip(
+        head.get_bboxes(logits, *outputs[1:], img_metas=given, cfg=cfg), metas, strict=True
+    ):
+        large = boxes[:, 4] > 0
+        if in_image:  # clipping makes sides of 0, where rounding decides; these are relative to the box's
+            low, high = boxes[:, :2], boxes[:, 2:4]
+            inside = torch.minimum(high, low.new_tensor(meta['img_shape'][1::-1])) - low.clamp(min=0)
+            large &= (inside > step * (high - low).clamp(min=1)).all(dim=1)
+        counts.append(int(large.sum()))
+    return np.array(counts)
+
+
+def _at_the_cut(
+    head: nn.Module, level: torch.Tensor, nms_pre: int, slack: float
+) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Return anchors (B, A) of the best `nms_pre` of a level, those that may be, places for them (B,)."""
+    rows = level.permute(0, 2, 3, 1).reshape(len(level), -1, int(head.cls_out_channels))
+    scores = (rows.sigmoid() if head.use_sigmoid_cls else rows.softmax(-1))[..., 0]
+    if not 0 < nms_pre < scores.shape[1]:
+        return scores > -1, scores < -1, np.zeros(len(rows), np.int64)
+    last, following = scores.topk(nms_pre + 1, dim=1).values[:, -2:, None].unbind(1)
+    sure = scores > following + slack
+    return sure, ~sure & (scores >= last - slack), nms_pre - sure.sum(1).cpu().numpy()
+
+
+def _only(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Return logits of a level with a score of 0 for all anchors but `chosen` (B, A)."""
+    batch, channels, *size = logits.shape
+    rows = logits.new_zeros(*chosen.shape, channels * size[0] * size[1] // chosen.shape[1])
+    rows[..., 0].masked_fill_(~chosen, -torch.inf)
+    return rows.reshape(batch, *size, channels).permute(0, 3, 1, 2)
 
 
 @contextlib.contextmanager

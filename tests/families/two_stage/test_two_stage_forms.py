@@ -193,3 +193,23 @@ def test_a_proposal_that_clipping_leaves_without_area_counts_by_rounding(inside,
     feeds = dict(input=np.zeros((1, 3, *size), np.float32))
     found = family_of('faster').reference(model).candidate_bounds(feeds, 1e-4, max_proposals=900)
     assert tuple(int(count.item()) for count in found['proposal_candidates']) == bounds
+
+
+@pytest.mark.parametrize(('score', 'bounds'), [(0.0, (3, 4)), (-5e-5, (3, 4)), (-1.0, (4, 4)), (1.0, (3, 3))])
+def test_which_of_equal_scores_enter_at_the_cut_of_a_level_is_not_decided(score, bounds, monkeypatch):
+    """Four enter: three in the image, then one of two, of which one is in the image."""
+    model = with_thresholds('faster', 0.3, 0)
+    head, size = model.rpn_head, (64, 64)
+    head.test_cfg.nms_pre = 4
+    count, cells = len(head.prior_generator.strides), head.prior_generator.num_base_priors[0]
+    logits = [torch.full((1, cells, *((3, 3) if level == 0 else (1, 1))), -9.0) for level in range(count)]
+    deltas = [torch.zeros(1, 4 * level.shape[1], *level.shape[2:]) for level in logits]
+    for level in deltas[1:]:
+        level[:, 0::4] = -1e3  # left of the image
+    logits[0][0, 0].view(-1)[[4, 5, 7, 8]] = torch.tensor([3.0, 2.0, 1.0, 0.0])
+    logits[0][0, 1, 2, 2] = score
+    deltas[0][0, 4, 2, 2] = -1e3
+    monkeypatch.setattr(head, 'forward', lambda maps: (logits, deltas))
+    feeds = dict(input=np.zeros((1, 3, *size), np.float32))
+    found = family_of('faster').reference(model).candidate_bounds(feeds, 1e-4, max_proposals=900)
+    assert tuple(int(count.item()) for count in found['proposal_candidates']) == bounds

@@ -44,8 +44,10 @@ class DetectorOfPoints(BaseDetector):
 
 def test_a_refusal_ends_with_the_command_for_parts(tmp_path, capsys):
     (tmp_path / 'user.py').write_text(CONFIG)
-    assert export_app.main([str(tmp_path / 'user.py'), 'absent.pth']) == 2
-    assert capsys.readouterr().err.rstrip().endswith(f'{tmp_path}/user.py absent.pth --parts list')
+    checkpoint = str(tmp_path / 'user.pth')
+    torch.save({}, checkpoint)
+    assert export_app.main([str(tmp_path / 'user.py'), checkpoint]) == 2
+    assert capsys.readouterr().err.rstrip().endswith(f'{tmp_path}/user.py {checkpoint} --parts list')
 
 
 @pytest.mark.matrix
