@@ -103,7 +103,7 @@ def _run(args: argparse.Namespace, ranks: Ranks) -> int:
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     shared.parse_cfg_options(args.eval_options, '--eval-options')
     device = resolve_device(args.device)
-    detector = read_config(args.config, args.checkpoint, cfg_options, device)
+    detector = read_config(args.config, args.checkpoint, cfg_options, device, file=args.onnx or '')
     cfg, family = detector.cfg, detector.family
     if args.out:
         check_writable(args.out)

@@ -79,7 +79,8 @@ class Finding:
 
     @property
     def line(self) -> str:
-        return ': '.join(filter(None, (self.subject, self.text)))
+        is_claim = self.level == 'surroundings' and self.passed is False  # its subject says what should be
+        return ': '.join(filter(None, ('failed' if is_claim else '', self.subject, self.text)))
 
 
 @dataclasses.dataclass
@@ -247,8 +248,7 @@ def graph_finding(graph: GraphResult) -> Finding:
 
 
 def check_finding(check: Check) -> Finding:
-    name = check.name if check.passed else f'failed: {check.name}'  # names say what should be
-    return Finding('surroundings', name, check.passed, check.detail)
+    return Finding('surroundings', check.name, check.passed, check.detail)
 
 
 def preprocessing_finding(result: PreprocessingResult | None) -> Finding:

@@ -1,6 +1,7 @@
 """A detector's own test path as one file: exported, proven and run like any other."""
 
 import numpy as np
+import onnx
 import pytest
 from mmdet.models.builder import HEADS
 from mmdet.models.dense_heads import ATSSHead
@@ -8,7 +9,7 @@ from mmdet.models.dense_heads import ATSSHead
 import mmdeploy_ext
 from mmdeploy_ext.cli import export_app, run_app
 from mmdeploy_ext.spec.metadata import read_metadata
-from toy_atss import CHECKPOINT, PICTURE, REPO
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO
 
 TOY = f"_base_ = ['{REPO}/configs/demo/atss_toy.py']\n"
 WHOLE = ('--whole', 'traced', '--shape', '128', '160')
@@ -74,6 +75,49 @@ def test_a_detector_whose_family_refuses_it_is_traced_whole_and_proven(tmp_path,
     assert 'PROVEN' in said and 'traced whole' in said
     metadata = read_metadata(path)
     assert metadata.family == 'traced' and metadata.spec.output_names == ['dets', 'labels', 'valid']
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    'toy', ['retinanet', 'yolox', 'mask_rcnn', 'deformable_detr', 'solov2', 'decoupled_solo']
+)
+def test_a_trained_toy_of_every_kind_is_proven_whole_at_any_size(toy, tmp_path):
+    files = [str(REPO / f'configs/demo/{toy}_toy.py'), str(REPO / f'demo/checkpoints/{toy}_toy.pth')]
+    words = ['--whole', 'traced', '--dynamic-export', '--shape', '128', '160', '--verify']
+    assert export_app.main([*files, '--out', str(tmp_path / 'm.onnx'), *words]) == 0
+
+
+FAULTS = (
+    'sigmoid_get_bboxes_single_0', 'threshold_filter_scores_and_topk_1', 'sort_filter_scores_and_topk_2',
+    'exp_delta2bbox_1', 'nms_boxes_bbox_post_process_0', 'nms_scores_bbox_post_process_0',
+)  # fmt: skip
+"""Inner tensors of the toy ATSS."""
+
+
+@pytest.fixture(scope='module')
+def whole_toy(tmp_path_factory):
+    path = tmp_path_factory.mktemp('whole') / 'm.onnx'
+    mmdeploy_ext.export(CONFIG, CHECKPOINT, path, whole='traced', height=128, width=160)
+    return path
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('name', FAULTS)
+def test_a_fault_in_the_graph_is_found_at_the_first_border_behind_it(name, whole_toy, tmp_path):
+    model = onnx.load(whole_toy)
+    (node,) = (node for node in model.graph.node if name in node.output)
+    node.output[list(node.output).index(name)] = f'{name}_right'
+    factor = onnx.numpy_helper.from_array(np.float32(1.02), f'{name}_factor')
+    model.graph.initializer.append(factor)
+    place = list(model.graph.node).index(node) + 1
+    model.graph.node.insert(
+        place, onnx.helper.make_node('Mul', [f'{name}_right', factor.name], [name], name=f'{name}_fault')
+    )
+    path = tmp_path / 'faulty.onnx'
+    onnx.save(model, path)
+    verdict = mmdeploy_ext.prove(CONFIG, CHECKPOINT, path, samples=[PICTURE], edited=True)
+    failed = [finding.figures for finding in verdict.findings if finding.passed is False]
+    assert {figures['tensor'] for figures in failed if 'tensor' in figures} == {name} and not verdict.proven
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,7 @@
 """What a file says about itself survives the file, and a file without it is refused by name."""
 
-import contextlib
 import collections
+import contextlib
 import dataclasses
 import json
 from pathlib import Path

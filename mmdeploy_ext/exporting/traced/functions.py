@@ -160,6 +160,18 @@ def ranked_nms(mode: Ranking) -> Any:
     return make
 
 
+def ranked_rois(mode: Ranking) -> Any:
+    """Return the maker of an eager `SingleRoIExtractor.forward` whose regions `mode` sees."""
+
+    def make(method: Any) -> Any:
+        def forward(self: Any, feats: Any, rois: Any, *args: Any, **kwargs: Any) -> Any:
+            return method(self, feats, mode.border('rois', rois), *args, **kwargs)
+
+        return forward
+
+    return make
+
+
 @contextlib.contextmanager
 def ranked(model: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> Iterator[Ranking]:
     """Inside the block the eager model's rankings start from given tensors where they have the same shape."""
@@ -168,6 +180,9 @@ def ranked(model: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> Iterato
     with contextlib.ExitStack() as stack:
         for module, name, (_, value) in _found(modules_of(model), makers):
             stack.enter_context(mock.patch.object(module, name, value))
+        methods = {('SingleRoIExtractor', 'forward'): ranked_rois(mode)}
+        for owner, name, method in _new_methods(model, methods):
+            stack.enter_context(mock.patch.object(owner, name, method))
         for config in _configs(model):
             stack.enter_context(mock.patch.dict(config, limits_of(config)))
         yield stack.enter_context(mode)
@@ -236,6 +251,8 @@ def roi_forward(method: Any) -> Any:
     def forward(self: Any, feats: Any, rois: Any, roi_scale_factor: Any = None) -> Any:
         if not is_traced():
             return method(self, feats, rois, roi_scale_factor)
+        if mode := active():
+            mode.border('rois', rois)
         levels = torch.zeros_like(rois[:, 0]).long()
         if len(feats) > 1:
             levels = self.map_roi_levels(rois, len(feats))

@@ -135,7 +135,7 @@ class BorderNames:
         frame = sys._getframe(1)
         while frame.f_code.co_filename.startswith((str(TORCH), __file__, '<')):
             frame = frame.f_back
-        if frame.f_code.co_filename.endswith(INSIDE) and not kind.startswith('nms'):
+        if frame.f_code.co_filename.endswith(INSIDE) and not kind.startswith(('nms', 'rois')):
             return ''
         while frame.f_code.co_filename.startswith(PASSED):
             frame = frame.f_back
@@ -517,8 +517,8 @@ RULES: dict[str, Any] = {
 
 
 def is_border(name: str, tensor: torch.Tensor) -> bool:
-    """Whether an input is a border: of a softmax not those of attention."""
-    return name != 'softmax' or tensor.dim() <= 3
+    """Whether an input is a border: not those of attention, and not maps of layers with a Swish."""
+    return name not in ('sigmoid', 'softmax') or tensor.dim() <= 3
 
 
 def compared_floats(name: str, args: Any) -> tuple[str, Any]:
@@ -572,8 +572,8 @@ class Ranking(TorchFunctionMode):
         given = self.given.get(name)
         if given is None or given.shape != tensor.shape:
             return tensor
-        if tensor.untyped_storage().size() == tensor.nbytes:
-            return tensor.copy_(given)  # later code reads the same values
+        if kind == 'equal' and tensor.untyped_storage().size() == tensor.nbytes:
+            return tensor.copy_(given)  # later code multiplies the same values by whether they are equal
         return given.to(tensor)
 
 

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.base.source_code import place_of_line
 from mmdeploy_ext.exporting.export import patched_libraries, whole_path
 from mmdeploy_ext.exporting.traced.functions import named_results, ranked, replaced
-from mmdeploy_ext.exporting.traced.mode import Escape, Tracing, is_traced
+from mmdeploy_ext.exporting.traced.mode import PASSED, Escape, Tracing, is_traced
 from mmdeploy_ext.spec.tensors import VALID
-from mmdeploy_ext.upstream.operators.operator import hw, place_of
+from mmdeploy_ext.upstream.operators.operator import FRAME, hw
 
 INPUTS = ('input', 'img_shape', 'scale_factor', 'ori_shape', 'border')
 
@@ -216,6 +217,13 @@ def _used(graph: torch._C.Graph, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name, value in zip(names, values, strict=True) if value.unique() in reached)
 
 
+def line_of(node: torch._C.Node) -> str:
+    """Return the innermost line of code that is neither PyTorch's nor an exporter's, FILE:LINE."""
+    frames = [match.groups() for match in FRAME.finditer(str(node.sourceRange()))]
+    lines = (f'{place_of_line(file)}:{line}' for file, line, _ in frames if not file.startswith(PASSED))
+    return next(lines, 'a result')
+
+
 def first_difference(first: torch._C.Graph, second: torch._C.Graph) -> str:
     """Return the first node in which two traces differ, with its line, or ''."""
     rows = [list(_rows(graph)) for graph in (first, second)]
@@ -223,11 +231,11 @@ def first_difference(first: torch._C.Graph, second: torch._C.Graph) -> str:
     for node, *pair in zip(nodes, *rows, strict=False):
         if pair[0] != pair[1]:
             kinds = ' and '.join(dict.fromkeys(row[0] for row in pair))
-            return f'{kinds} ({place_of(node)})'
+            return f'{kinds} ({line_of(node)})'
     if len(rows[0]) != len(rows[1]):
         longer = max((first, second), key=lambda graph: len(list(graph.nodes())))
         node = list(longer.nodes())[min(map(len, rows))]
-        return f'{node.kind()} ({place_of(node)})'
+        return f'{node.kind()} ({line_of(node)})'
     return ''
 
 
@@ -237,9 +245,7 @@ def _rows(graph: torch._C.Graph) -> Iterator[tuple[str, tuple[int, ...], str]]:
     def number(value: torch._C.Value) -> int:
         return numbers.setdefault(value.unique(), len(numbers))
 
-    for value in graph.inputs():
-        number(value)
-    for node in graph.nodes():
+    for node in graph.nodes():  # values are numbered by their first use: a first run may register buffers
         constant = ''
         if node.kind() == 'prim::Constant' and node.output().type().kind() != 'FunctionType':
             constant = _constant(node.output().toIValue())
