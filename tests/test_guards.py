@@ -36,7 +36,7 @@ TORCH_FREE = (
     'proving.provenance',
     'graphs.diff.files',
     'proving.difference.report',
-    'proving.views.charts',
+    'proving.views.report',
 )
 TRACED = ('/export.py', '_export.py')
 """Ends of the names of modules of other programs that make graphs, in the parts without torch."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base import cli
-from mmdeploy_ext.base.arrays import parse_shape
 from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.base.pixels import parse_shape
 from mmdeploy_ext.engines.registry import engine_settings, file_engines
 from mmdeploy_ext.spec.options import PRECISIONS, Option
 from mmdeploy_ext.spec.registry import detector_options

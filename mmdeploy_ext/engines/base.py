@@ -9,16 +9,15 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-import torch
-
 from mmdeploy_ext.base.errors import InferenceError, ShapeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
+
+    import numpy as np
 
     from mmdeploy_ext.spec.metadata import Metadata
-    from mmdeploy_ext.spec.tensors import GraphSpec, Stage
+    from mmdeploy_ext.spec.tensors import GraphSpec
 
 
 FAILURES = (ValueError, LookupError, RuntimeError, ArithmeticError)
@@ -160,31 +159,3 @@ class Clock:
             return {}
         runs = {engine: self.seconds[engine][1:] or self.seconds[engine] for engine in engines}
         return {engine: round(statistics.median(seconds) * 1e3, 2) for engine, seconds in runs.items()}
-
-
-# PyTorch behind the same interface: the stages of an export, run eagerly.
-
-
-class TorchBackend(Backend):
-    """`spec` is set from the start; `deactivate` frees nothing."""
-
-    engine = 'torch'
-
-    def __init__(self, stages: Sequence[Stage], spec: GraphSpec, device: str = 'cpu') -> None:
-        self.stages, self.spec, self.device = list(stages), spec, torch.device(device)
-
-    def activate(self) -> None:
-        for stage in self.stages:
-            stage.module.eval().to(self.device)
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        complete = self.spec.with_defaults(feeds)
-        # torch takes no reversed axes, such as a picture with swapped channels
-        arrays = {name: np.asarray(array, order='C') for name, array in complete.items()}
-        tensors = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
-        with torch.no_grad():
-            for stage in self.stages:
-                outputs = stage.module(*(tensors[name] for name in stage.inputs))
-                outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
-                tensors.update(zip(stage.outputs, outputs, strict=True))
-        return {name: tensors[name].cpu().numpy() for name in self.spec.output_names}

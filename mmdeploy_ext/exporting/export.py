@@ -702,6 +702,7 @@ def _ask() -> bool:
     """Stand for `torch.onnx.is_in_onnx_export`; it runs with the globals of torch.onnx."""
     import sys
 
+    from mmdeploy_ext.exporting.export import answer_to
 
     return answer_to(sys._getframe(1))
 

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.exporting.sparse.ranges import Ranges
     from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
-    from mmdeploy_ext.proving.proof import Claims, Proof
+    from mmdeploy_ext.proving.proof import Proof
     from mmdeploy_ext.proving.sparse_file import SparseFile
     from mmdeploy_ext.proving.sparse_layers import SparseReference
     from mmdeploy_ext.spec.results import TensorRow

@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.drive_run import DriveBars
-    from mmdeploy_ext.proving.proof import Claims, Proof
+    from mmdeploy_ext.proving.proof import Proof
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
     from mmdeploy_ext.spec.comparison import Rounding
     from mmdeploy_ext.spec.memory import MemorySpec

@@ -53,7 +53,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.families.contracts import Contract
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
+    from mmdeploy_ext.proving.claims import Claims
+    from mmdeploy_ext.proving.proof import ExportedFile, Proof
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
     from mmdeploy_ext.spec.metadata import Metadata

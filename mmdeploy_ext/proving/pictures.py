@@ -90,8 +90,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.families.reference import ImageReference
+    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
-    from mmdeploy_ext.proving.proof import Claims, ExportedFile, Proof
+    from mmdeploy_ext.proving.proof import ExportedFile, Proof
     from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.options import Options

@@ -14,7 +14,7 @@ from mmdeploy_ext.api import ProofRequest
 from mmdeploy_ext.base.commands import COMMANDS
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import export_app, options
-from mmdeploy_ext.proving.proof import Claims
+from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.spec.options import HALF, IMAGE, MAX_CANDIDATES, OPSET, SIMPLIFY, SPARSE, Options
 from refusals import CHECKPOINT, CONFIG, MODEL, PICTURE
 from toy_engines import parse
@@ -28,14 +28,14 @@ NORMAL, OF_NORMAL = '--mean 1 2 3 --std 4 5 6', dict(mean=[1, 2, 3], std=[4, 5, 
 LEFT_OUT = """
     .build .check_dataset .check_family .measure .open_network
     .proof.print_libraries_not_run .quantisation_facts .show bench.precision.plan.show_plan ._title .title_of
-    api.plan_of_export proving.parts.model.read_model families.evaluate.evaluation.build_dataset
+    api.plan_of_export proving.parts.export.read_model families.evaluate.evaluation.build_dataset
     families.evaluate.evaluation.check_evaluation families.evaluate.loop.run_dataset
     families.backbone_files.make_graph families.backbone_files.trace families.backbone_files.load
     families.detector.build families.detector.load_weights bench.kinds.base.Kind.load
-    bench.kinds.images.Images.build proving.modules.loading.make_module proving.modules.loading.make_samples
+    bench.kinds.images.Images.build proving.modules.calls.make_module proving.modules.calls.make_samples
     proving.modules.proof.ModuleProof exporting.int8.dense.DenseQuantiser.calibrate
     exporting.int8.dense.DenseQuantiser.network exporting.int8.dense.finish_model exporting.int8.dense.record
-    exporting.int8.dense_layers.DenseGraph bench.precision.dense_probe.compare_outputs
+    exporting.int8.dense.DenseGraph bench.precision.dense_target.compare_outputs
     bench.kinds.images.Images.check_provable bench.kinds.tested.ImageModel
     proving.inputs.samples.PictureSamples bench.precision.dense_target.Target.save
     families.backbone_files.checkpoint_ranges bench.precision.sparse_calibration.config_sweeps
@@ -63,7 +63,7 @@ ROWS = [
     (f'{QUANTIZE} --method percentile --percentile 99',
      'exporting.int8.dense.DenseQuantiser.calibrate', dict(method='percentile', percentile=99)),
     (f'{QUANTIZE} --int8-last --keep-float a b', '.int8_layers', dict(keep_float=['a', 'b'], last=True)),
-    (f'{QUANTIZE} --threads 3', 'bench.precision.dense_probe.compare_outputs', dict(threads=3)),
+    (f'{QUANTIZE} --threads 3', 'bench.precision.dense_target.compare_outputs', dict(threads=3)),
     (f'prove_module m.py:f --onnx m.onnx {MODULE} --no-fresh-export',
      'proving.modules.proof.prove_module', dict(OF_MODULE, fresh=False)),
     (f'kit m.onnx --module m.py:f --out kit {MODULE}', 'proving.modules.proof.ModuleProof',
@@ -105,7 +105,7 @@ ROWS = [
     ('graph simplify small.onnx --output s.onnx --tolerance 0.3',
      'graphs.output_comparison.compare_models', dict(rtol=0.3)),
     ('graph simplify small.onnx --output s.onnx --seed 4 --size N=2',
-     'graphs.feeds.random_feeds', dict(seed=4, sizes=dict(N=2))),
+     'graphs.run.random_feeds', dict(seed=4, sizes=dict(N=2))),
     ('synthetic infos --root-path R --out-dir O --extra-tag T --version v1.0-mini --max-sweeps 2',
      'families.synthetic.nuscenes_infos.create_infos',
      dict(out_dir='O', tag='T', version='v1.0-mini', max_sweeps=2)),

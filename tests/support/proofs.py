@@ -16,11 +16,12 @@ from mmdeploy_ext.engines.base import attempt
 from mmdeploy_ext.graphs.io.index import count_nodes
 from mmdeploy_ext.proving import drive, file_checks, frames, pictures
 from mmdeploy_ext.proving.backbone import check_backbone
+from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.proving.drive_run import SHORT_DRIVE, Modes
 from mmdeploy_ext.proving.file_checks import of_images
 from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.proving.pictures import check_pictures, judge_outputs, picture_inputs, run_case
-from mmdeploy_ext.proving.proof import Claims, finish
+from mmdeploy_ext.proving.proof import finish
 from mmdeploy_ext.proving.references import InputReference
 from mmdeploy_ext.spec.metadata import read_metadata
 from mmdeploy_ext.spec.results import GraphResult

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.base.errors import EngineError, InferenceError, Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.base.files import check_new_folder
 from mmdeploy_ext.bench.kit.contents import LIBSPCONV, KitGraph, read_manifest
-from mmdeploy_ext.bench.kit.model_files import is_dynamic, shape_ranges
+from mmdeploy_ext.bench.kit.engine_files import is_dynamic, shape_ranges
 from mmdeploy_ext.bench.kit.runners import run_onnxruntime
 from mmdeploy_ext.engines import registry
 from mmdeploy_ext.proving.half_precision import CPU

@@ -23,8 +23,8 @@ from mmdeploy_ext.bench.kit.contents import (
     kit_hash,
     write_lines,
 )
+from mmdeploy_ext.bench.kit.engine_files import DETECT, shapes_of, write_engine_files
 from mmdeploy_ext.bench.kit.judge import judge
-from mmdeploy_ext.bench.kit.model_files import DETECT, shapes_of, write_engine_files
 from mmdeploy_ext.bench.kit.runners import run_onnxruntime
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.base.arrays import parse_shape
 from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.base.files import check_replaceable, check_writable
+from mmdeploy_ext.base.pixels import parse_shape
 from mmdeploy_ext.engines import BACKENDS
 from mmdeploy_ext.engines.registry import DEFAULT, check_engine
 

@@ -34,7 +34,7 @@ from mmdeploy_ext.graphs.diff.structure import (
 from mmdeploy_ext.graphs.io import files
 from mmdeploy_ext.graphs.io.files import module_path, plain_path
 from mmdeploy_ext.proving import file_checks
-from mmdeploy_ext.proving.difference.report import record_stages
+from mmdeploy_ext.proving.difference.record import record_stages
 from mmdeploy_ext.proving.float64 import distance_of, in_float64
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.pictures import run_case
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.graphs.diff.structure import Walk
-    from mmdeploy_ext.proving.difference.report import TensorRecord, TensorRecorder
+    from mmdeploy_ext.proving.difference.record import TensorRecord, TensorRecorder
     from mmdeploy_ext.spec.verdict import Verdict
 
 

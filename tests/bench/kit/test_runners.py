@@ -14,8 +14,8 @@ import pytest
 
 from kits import run
 from mmdeploy_ext.bench.kit.contents import KitGraph, StoredArray, read_array
+from mmdeploy_ext.bench.kit.engine_files import DETECT, RUNNERS, shape_ranges, triton_config
 from mmdeploy_ext.bench.kit.judge import judge
-from mmdeploy_ext.bench.kit.model_files import DETECT, RUNNERS, shape_ranges, triton_config
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 from toy_atss import PICTURE, export_toy, load_toy
