@@ -79,8 +79,7 @@ class Finding:
 
     @property
     def line(self) -> str:
-        is_claim = self.level == 'surroundings' and self.passed is False  # its subject says what should be
-        return ': '.join(filter(None, ('failed' if is_claim else '', self.subject, self.text)))
+        return ': '.join(filter(None, (self.subject, self.text)))
 
 
 @dataclasses.dataclass
@@ -248,7 +247,8 @@ def graph_finding(graph: GraphResult) -> Finding:
 
 
 def check_finding(check: Check) -> Finding:
-    return Finding('surroundings', check.name, check.passed, check.detail)
+    failed = '' if check.passed else 'failed'  # names say what should be
+    return Finding('surroundings', check.name, check.passed, ', '.join(filter(None, (failed, check.detail))))
 
 
 def preprocessing_finding(result: PreprocessingResult | None) -> Finding:

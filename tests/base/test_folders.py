@@ -28,15 +28,15 @@ def content(folder):
     return {path.relative_to(folder).as_posix(): path.read_text() for path in found}
 
 
-def write(folder, files):
-    for name, text in files.items():
+def write(folder, texts):
+    for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
 
 
-def replace(target, files):
+def replace(target, texts):
     with files.replaced_folder(target, OUTDATED) as new:
-        write(new, files)
+        write(new, texts)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(target, failure):
 
 KILLED = """
 import os, pathlib, signal, sys
-from mmdeploy_ext.base import folders
+from mmdeploy_ext.base import files
 replace, calls = pathlib.Path.replace, []
 def dying_replace(path, target):
     calls.append(path)
@@ -71,7 +71,7 @@ def dying_replace(path, target):
         os.kill(os.getpid(), signal.SIGKILL)
     return replace(path, target)
 pathlib.Path.replace = dying_replace
-with folders.replaced_folder(sys.argv[1], ('a.onnx', 'b.onnx', 'c.onnx')) as new:
+with files.replaced_folder(sys.argv[1], ('a.onnx', 'b.onnx', 'c.onnx')) as new:
     for name in 'ab':
         (new / f'{name}.onnx').write_text(f'new {name}')
 """

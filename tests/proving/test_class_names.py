@@ -96,4 +96,4 @@ def test_names_that_fit_and_published_ones_beside_them_are_not_noted(tmp_path):
 
 def test_a_failed_check_does_not_read_as_its_opposite():
     held, failed = (check_finding(Check('names are equal', passed, 'x')) for passed in (True, False))
-    assert held.line == 'names are equal: x' and failed.line == 'failed: names are equal: x'
+    assert held.line == 'names are equal: x' and failed.line == 'names are equal: failed, x'

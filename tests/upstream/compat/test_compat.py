@@ -71,7 +71,7 @@ def test_a_patch_has_its_effect(name, capsys):
 
 
 def test_apply_imports_no_library():
-    code = 'from mmdeploy_ext import compat, util as core; compat.apply(); import sys; print(*sys.modules)'
+    code = 'from mmdeploy_ext.upstream import compat; compat.apply(); import sys; print(*sys.modules)'
     done = subprocess.run([sys.executable, '-c', code], cwd=REPO, text=True, capture_output=True, check=True)
     assert not {'torch', 'numpy', 'mmcv'} & set(done.stdout.split())
 
