@@ -239,7 +239,6 @@ MOVED = {
     'systems.vad': 'mm2onnx_driving.vad',
     'targets': 'mm2onnx_driving',
     'tasks': 'runtime.tasks',
-    'tasks.bev': 'runtime.tasks.bbox3d',
     'tasks.half_bars': 'spec.results',
     'tasks.matching': 'spec.matching',
     'tasks.results': 'spec.results',

@@ -22,7 +22,7 @@ from mmdeploy_ext.proving.views.table import (
 )
 from mmdeploy_ext.runtime.draw import encode_jpeg, encode_png
 from mmdeploy_ext.runtime.tasks import task_module
-from mmdeploy_ext.runtime.tasks.bbox3d import draw_bev
+from mmdeploy_ext.runtime.tasks.bev import draw_bev
 
 if TYPE_CHECKING:
     from markupsafe import Markup
