@@ -26,7 +26,10 @@ TIE = 1e-5
 NEAR_TIE = 10 * TIE
 """Scores further apart need no look at PyTorch's own."""
 MOST_TIED, ALWAYS_TIED = 0.1, 2
-"""Largest share of a sample's results that ties may excuse; and a number that they always may."""
+"""Largest share of a sample's results that ties may excuse; and a number that they always may.
+
+Where most of PyTorch's scores equal another one of its list (an empty sweep), these do not count.
+"""
 Choice = tuple[int | None, int | None]
 """Row of the reference and column of the candidate, or None."""
 
@@ -143,6 +146,18 @@ class Ties:
                 lower = [column for column in lower if self._score_without_limits(1, column) is not None]
             found += [_single(side, index) for index in lower[: chosen[side].count(None)]]
         return found
+
+
+def scores_with_an_equal(scores: np.ndarray) -> np.ndarray:
+    """Return the scores (n,) that another result of the same list has too; rounding orders these."""
+    ordered = np.sort(scores)
+    near = np.diff(ordered) <= TIE
+    return ordered[np.append(near, False) | np.append(False, near)[: len(ordered)]]
+
+
+def _score_of(pair: Choice, sides: tuple[Any, Any]) -> float:
+    row, column = pair
+    return float(sides[1].scores[column] if row is None else sides[0].scores[row])
 
 
 def too_many_ties(count: int, total: int, results: str = 'results') -> str:
@@ -264,7 +279,7 @@ def match_lists(
     - `figures`: see `iou_figures`.
     - `score_thr`: score from which on results need a partner.
     - `tied`: (rows and columns without a partner, row -> column of pairs outside the bars) -> pairs at a
-      tie (one side may be None), see `ties.py`; None excuses no result.
+      tie (one side may be None), see `Ties`; None excuses no result.
     """
     if why := problem(reference, candidate):
         count, candidate_count = len(reference.scores), len(candidate.scores)
@@ -317,7 +332,12 @@ def match_lists(
     if outside:
         _, text = figures(pairing, worst_of(outside))
         reasons.append(f'{len(outside)} pair{"s" if len(outside) > 1 else ""} outside the bars ({text})')
-    too_many = too_many_ties(len(choices) + len(pairing.amplified), len(reference.scores))
+    equal = scores_with_an_equal(reference.scores)
+    if 2 * len(equal) <= len(reference.scores):
+        equal = equal[:0]
+    scores = (_score_of(pair, (reference, candidate)) for pair in choices)
+    rare = [score for score in scores if not (np.abs(equal - score) <= NEAR_TIE).any()]
+    too_many = too_many_ties(len(rare) + len(pairing.amplified), len(reference.scores))
     reasons += [too_many] if too_many else []
     chosen = [{pair[side] for pair in choices} for side in (0, 1)]
     low_alone = len({*low_rows} - chosen[0]) + len({*low_columns} - chosen[1])

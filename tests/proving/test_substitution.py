@@ -90,11 +90,18 @@ def test_the_last_of_a_full_list_may_be_another_of_the_same_score():
 
 def test_ties_excuse_a_tenth_of_a_samples_results_at_most():
     every = [(20 * index, 0, 20 * index + 9, 9) for index in range(40)]
-    same = [(*box, 0.6) for box in every[:20]]
+    same = [(*box, 0.9 - 0.01 * index) for index, box in enumerate(every[:20])]
     for count, passed in ((2, True), (3, False)):
         reference = boxes(*same, *((*box, 0.5) for box in every[20 : 20 + count]))
         candidate = boxes(*same, *((*box, 0.5) for box in every[30 : 30 + count]))
         assert matched(reference, candidate, [*same, *every[20:]]).passed == passed
+
+
+def test_where_most_scores_are_equal_any_of_them_may_be_chosen():
+    every = [(20 * index, 0, 20 * index + 9, 9, 0.5) for index in range(40)]
+    reference, candidate = boxes(*every[:12]), boxes(*every[20:32])
+    assert matched(reference, candidate, every).passed
+    assert not matched(reference, candidate, every[:20]).passed, 'not in PyTorch'
 
 
 def test_a_box_that_moved_is_no_choice_although_its_score_is_the_same():
