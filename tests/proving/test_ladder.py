@@ -86,4 +86,4 @@ def test_a_file_has_the_contract_of_its_family_except_for_descriptions(detector,
     verdict = check_files(detector, str(tmp_path / 'told.onnx'), IMAGES, written=True)
     failed = [one for one in checks_of(verdict) if not one.passed]
     assert [one.name for one in failed] == ([] if change is reworded else ['contract as in the family'])
-    assert all(one.detail.startswith(key) for one in failed)
+    assert all(key in one.detail for one in failed)
