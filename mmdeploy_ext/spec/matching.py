@@ -28,7 +28,7 @@ NEAR_TIE = 10 * TIE
 MOST_TIED, ALWAYS_TIED = 0.1, 2
 """Largest share of a sample's results that ties may excuse; and a number that they always may.
 
-Where most of PyTorch's scores equal another one of its list (an empty sweep), these do not count.
+Where most of PyTorch's scores are equal (an empty sweep), choices among results do not count.
 """
 Choice = tuple[int | None, int | None]
 """Row of the reference and column of the candidate, or None."""
@@ -148,16 +148,10 @@ class Ties:
         return found
 
 
-def scores_with_an_equal(scores: np.ndarray) -> np.ndarray:
-    """Return the scores (n,) that another result of the same list has too; rounding orders these."""
-    ordered = np.sort(scores)
-    near = np.diff(ordered) <= TIE
-    return ordered[np.append(near, False) | np.append(False, near)[: len(ordered)]]
-
-
-def _score_of(pair: Choice, sides: tuple[Any, Any]) -> float:
-    row, column = pair
-    return float(sides[1].scores[column] if row is None else sides[0].scores[row])
+def mostly_equal(scores: np.ndarray) -> bool:
+    """Whether most results of a list have the score of another one, so that rounding orders them."""
+    near = np.diff(np.sort(scores)) <= TIE
+    return 2 * np.count_nonzero(np.append(near, False) | np.append(False, near)) > len(scores)
 
 
 def too_many_ties(count: int, total: int, results: str = 'results') -> str:
@@ -332,12 +326,8 @@ def match_lists(
     if outside:
         _, text = figures(pairing, worst_of(outside))
         reasons.append(f'{len(outside)} pair{"s" if len(outside) > 1 else ""} outside the bars ({text})')
-    equal = scores_with_an_equal(reference.scores)
-    if 2 * len(equal) <= len(reference.scores):
-        equal = equal[:0]
-    scores = (_score_of(pair, (reference, candidate)) for pair in choices)
-    rare = [score for score in scores if not (np.abs(equal - score) <= NEAR_TIE).any()]
-    too_many = too_many_ties(len(rare) + len(pairing.amplified), len(reference.scores))
+    count = len(pairing.amplified) + (0 if mostly_equal(reference.scores) else len(choices))
+    too_many = too_many_ties(count, len(reference.scores))
     reasons += [too_many] if too_many else []
     chosen = [{pair[side] for pair in choices} for side in (0, 1)]
     low_alone = len({*low_rows} - chosen[0]) + len({*low_columns} - chosen[1])
