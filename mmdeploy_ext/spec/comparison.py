@@ -255,7 +255,7 @@ def compare_tensors(
     rounding: Rounding | None = None,
     bars: Bars = FLOAT32,
 ) -> list[TensorRow]:
-    """Compare outputs by value, column group by column group, slice by slice (`slices.py`).
+    """Compare outputs by value, column group by column group, slice by slice.
 
     NaN and infinities must be in the same places; missing tensors fail. In float32 `rounding` is called if
     floats fail that it may excuse, with one more draw until they pass.

@@ -203,7 +203,7 @@ class DetectionRow:
         low: results of both sides below the threshold.
         low_alone: of `low`, unmatched.
         alone: lines on unmatched results.
-        excused: lines on results at a tie, see `ties.py`.
+        excused: lines on results at a tie, see `matching.Ties`.
     """
 
     image: str

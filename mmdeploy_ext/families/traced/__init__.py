@@ -16,7 +16,7 @@ register_family(
             stated=True,
         ),
     ),
-    facts='mmdeploy_ext.families.traced.facts:TracedFacts',
+    facts='mmdeploy_ext.families.traced.runtime:TracedFacts',
     runtime='mmdeploy_ext.families.traced.runtime',
     claims=('BaseDetector',),
 )

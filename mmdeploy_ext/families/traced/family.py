@@ -24,8 +24,8 @@ from mmdeploy_ext.families.first_run import INTERNAL, own_forward, picture_chann
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.no_family import has_sensors
 from mmdeploy_ext.families.synthetic.weights import draw
-from mmdeploy_ext.families.traced.facts import TracedFacts
 from mmdeploy_ext.families.traced.reference import TracedReference
+from mmdeploy_ext.families.traced.runtime import TracedFacts
 from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import VALID, GraphSpec, Stage, TensorSpec

@@ -5,18 +5,47 @@ Glossary: B batch, n results of an image, m side of a mask in the frame of its b
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.base.errors import FrozenWarning
 from mmdeploy_ext.families.common.runtime import padded_instances, padded_results, pasted_masks
+from mmdeploy_ext.spec.facts import Count, Facts, Fraction, Limit, optional
 from mmdeploy_ext.spec.tensors import VALID
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays, Detections, Instances
     from mmdeploy_ext.spec.metadata import Metadata
+
+
+# Facts of a traced test path.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TracedFacts(Facts):
+    """Facts of a traced test path.
+
+    Attributes:
+        num_classes: classes of the results, or None.
+        max_per_img: of `test_cfg`; -1: none.
+        mask_thr: inclusive threshold of masks in the frame of their boxes, or None.
+        test_cfg: numbers of the model's `test_cfg`, nested.
+        escapes: lines of code whose result for the example is in the graph; `valid` tells where it is
+            another one.
+        difference: first node in which traces of two pictures differ; '' if they are equal.
+    """
+
+    num_classes: Count | None = optional()
+    max_per_img: Limit = -1
+    mask_thr: Fraction | None = optional()
+    test_cfg: Mapping[str, Any]
+    escapes: tuple[str, ...] = ()
+    difference: str = ''
+
 
 RUNNERS = {'full': 'with_postprocess'}
 
