@@ -98,8 +98,8 @@ def test_the_proof_compares_at_the_limit_that_the_file_was_made_with(tmp_path, c
     proof = ['--images', str(PICTURE)]
     made = ['export', CONFIG, CHECKPOINT, '--out', str(path), '--shape', '128', '160', '--for', 'tensorrt']
     assert command.main(made) == 0
-    printed = capsys.readouterr().out.splitlines()[0]
-    assert 'for tensorrt: --shape 128 160' in printed and f'{key} 8 instead of' in printed
+    (printed,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith('for tensorrt: '))
+    assert '--shape 128 160' in printed and f'{key} 8 instead of' in printed
     assert read_metadata(str(path)).postprocess.nms_pre == 8
     assert not find_refusals(load(path), rtx=True)
     assert command.main(['verify', CONFIG, CHECKPOINT, str(path), *proof]) == 0
