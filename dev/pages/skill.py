@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mmdeploy_ext.spec.options import MADE_FOR, TARGETS
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / 'docs/SKILL.md'
 COMMANDS = [
@@ -37,7 +39,7 @@ description: {description}
 ```
 
 Use the user's config, checkpoint and repository. Options: {folder} for \
-LiDAR and cameras, {parts} for {parts_page}, {tensorrt} for TensorRT ({engines}).
+LiDAR and cameras, {parts} for {parts_page}, {targets} ({engines}).
 
 The last lines are the verdict ({verdict}). The exit status is 0 for `PROVEN`, 1 for `NOT PROVEN`, 2 for a \
 wrong command. `untraced` and `unreached` are information. Report a model as exported only if it is \
@@ -56,12 +58,14 @@ If the verdict is `NOT PROVEN`, repeat `verify` with `--json FILE` and read `fai
 def skill_text() -> str:
     """Return the page; SystemExit if a page no longer has a command, row or heading."""
     readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    first, *names = TARGETS
+    others = ', '.join(f'`{name}`' for name in names)
     return TEXT.format(
         description=_found(readme, r'^(mm2onnx exports .*?computes\.)'),
         commands='\n'.join(_command(page, start) for page, start in COMMANDS),
         folder=_found(readme, r'\| (`--out FOLDER`) \| \[Cameras\]'),
         parts=_found(readme, r'\| (`--parts [^`]*`) \|'),
-        tensorrt=_found(readme, r'^\| TensorRT \| (`[^`]*`)'),
+        targets=f'`{MADE_FOR.with_value(first)}` (or {others})',
         parts_page=_link('parts.md', 'Parts of any detector'),
         engines=_link('engines.md', 'Which form for which engine'),
         verdict=_link('proof.md', 'How to read a verdict'),

@@ -15,8 +15,8 @@ root_doc = 'README'
 source_suffix = {'.md': 'markdown'}
 include_patterns = [
     'README*.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'LICENSE', 'docs/**.md',
-    'projects/mmrotate/README.md', 'demo/checkpoints/README.md',
-    'projects/driving/mm2onnx_driving/*/README.md',
+    'mmdeploy_ext/families/*/README.md', 'projects/*/README.md',
+    'projects/driving/mm2onnx_driving/*/README.md', 'demo/checkpoints/README.md',
 ]  # fmt: skip
 exclude_patterns = [
     '.*', 'data', 'work_dirs', 'build', 'dist', 'tests', 'tools', 'configs', '**/__pycache__',

@@ -14,7 +14,7 @@ CONTENTS = {
         'Begin': ['docs/install', 'docs/export', 'docs/run', 'docs/evaluate', 'docs/proof'],
         'Models': [
             'docs/models-2d', 'docs/models-lidar', 'docs/models-cameras', 'docs/your-repository',
-            'docs/mmdet3', 'docs/recorded', 'projects/mmrotate/README',
+            'docs/traced', 'docs/mmdet3', 'docs/recorded', 'projects/mmrotate/README',
         ],
         'Engines and devices': [
             'docs/engines', 'docs/device', 'docs/any-module', 'docs/autoware', 'docs/accuracy-and-speed',
@@ -37,9 +37,9 @@ CAMERAS = ('streampetr', 'petr', 'bevformer', 'bevdet', 'flashocc', 'sparse4d', 
 BELOW = {
     'docs/zoo': 'zoo/*',
     'docs/reference/index': '*',
-    'docs/models-2d': SYSTEMS.format('rtdetr'),
+    'docs/models-2d': '/mmdeploy_ext/families/rtdetr/README',
     'docs/models-lidar': SYSTEMS.format('bevfusion'),
-    'docs/models-cameras': '\n'.join(map(SYSTEMS.format, CAMERAS)),
+    'docs/models-cameras': '\n'.join(['/projects/driving/README', *map(SYSTEMS.format, CAMERAS)]),
 }
 """Page -> the pages that hang under it, or their pattern."""
 

@@ -1,6 +1,7 @@
 """The documentation: links resolve, options and targets of commands exist."""
 
 import argparse
+import fnmatch
 import functools
 import importlib
 import importlib.util
@@ -20,7 +21,7 @@ PLACES = (
     'CHANGELOG.md',
     'docs/**/*.md',
     'mmdeploy_ext/**/README.md',
-    'projects/*/README.md',
+    'projects/**/README.md',
     'demo/checkpoints/README.md',
     'tests/goldens/**/README.md',
 )
@@ -97,10 +98,26 @@ def test_anchors_of_links_are_headings(page):
     assert not wrong
 
 
-def test_llms_txt_has_every_page_of_the_site():
+@pytest.fixture(scope='module')
+def site_map():
     spec = importlib.util.spec_from_file_location('site_map', REPOSITORY / 'docs/_site/site_map.py')
-    site_map = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(site_map)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_page_is_in_the_contents_of_the_site(site_map):
+    captions = [pages for part in site_map.CONTENTS.values() for pages in part.values()]
+    listed = ['README', *(page for pages in captions for page in pages)]
+    for page, below in site_map.BELOW.items():
+        folder = Path('/', page).parent
+        listed += [str(folder / pattern).lstrip('/') for pattern in below.split()]
+    pages = [page.removesuffix('.md') for page in PAGES if not page.startswith('tests/')]
+    assert [page for page in pages if not any(fnmatch.fnmatch(page, pattern) for pattern in listed)] == []
+    assert [page for page in listed if '*' not in page and f'{page}.md' not in PAGES] == []
+
+
+def test_llms_txt_has_every_page_of_the_site(site_map):
     listed = re.findall(r'\]\((.*?)\.html\)', site_map.llms_text(REPOSITORY))
     assert {'docs/export', 'docs/SKILL', 'docs/zoo'} <= set(listed)
     assert all((REPOSITORY / f'{page}.md').is_file() for page in listed)
