@@ -304,7 +304,7 @@ def planner_of(
     seen = quantiser['quantiser'].seen if quantiser else ()
     judges = [metric_of]
     if not metric:
-        judges = results_kept(detector, kind.name, files, chosen.samples, engine, seen)
+        judges = results_kept(detector, kind.rows_kept(), files, chosen.samples, engine, seen)
 
     def runs_of(judge: Callable[[Sequence[str]], Kept]) -> Callable[[dict[str, Any]], Kept]:
         return functools.partial(on_files, files, judge=judge)

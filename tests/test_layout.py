@@ -1,10 +1,13 @@
 """The order of the packages: each imports from those before it alone, and no two files import in a ring."""
 
-import ast
 import functools
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
+
+from kind_questions import Questions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = 'mmdeploy_ext'
@@ -56,22 +59,30 @@ LAZY = {
 families when the first family is looked up, the catalogue of models when the first config is read, the
 translation and the families when a config of mmdet 3 is read."""
 
+OWNERS = (KINDS, 'mmdeploy_ext.families.base', 'mmdeploy_ext.spec.metadata')
+"""Modules that say what the kinds are."""
 OF_FILES = {
     'mmdeploy_ext.bench.benchmark.images',
-    'mmdeploy_ext.cli.run_app',
-    'mmdeploy_ext.graphs.passes.shapes',
     'mmdeploy_ext.bench.kit.judge',
     'mmdeploy_ext.bench.precision.calibration_sets',
+    'mmdeploy_ext.cli.run_app',
+    'mmdeploy_ext.cli.run_images',
+    'mmdeploy_ext.graphs.passes.shapes',
     'mmdeploy_ext.runtime.detect',
 }
 """Modules that know files alone, and ask their metadata for the kind of sample."""
-WORDS = {
-    'mmdeploy_ext.families.base': 'lists families of a product',
-    'mmdeploy_ext.families.no_family': 'lists families of a kind of sample',
+ASKING = {
+    'mmdeploy_ext.bench.kit.frames': "a case's memory is PyTorch's",
+    'mmdeploy_ext.bench.precision.results_kept': 'a drive is divided by scenes, and runs once',
+    'mmdeploy_ext.families.evaluate.backend_config': 'a memory has a key of its own',
+    'mmdeploy_ext.proving.against_dump': 'the state before a dumped frame',
+    'mmdeploy_ext.proving.drive': 'samples of a recording are a drive',
+    'mmdeploy_ext.proving.frames': 'the first sample once more',
     'mmdeploy_ext.proving.not_shown': 'names pictures or samples',
+    'mmdeploy_ext.proving.recorded.proof': 'float64 restarts a memory',
     'mmdeploy_ext.proving.views.table': 'names the command of a product',
 }
-"""Module -> what the kind of sample or the product decides there, which is no function."""
+"""Module -> what the kind of sample, the product or the memory of a family decides there."""
 
 
 @functools.lru_cache
@@ -148,35 +159,45 @@ def test_no_family_imports_another():
     assert not wrong, '\n'.join(wrong)
 
 
-def asked(tree: ast.AST) -> list[str]:
-    """Return expressions OBJECT.samples and OBJECT.product that are compared, matched or looked up."""
-    parts: list[ast.AST] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Compare):
-            parts += [node.left, *node.comparators]
-        elif isinstance(node, ast.Subscript):
-            parts.append(node.slice)
-        elif isinstance(node, ast.Match):
-            parts.append(node.subject)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == 'get':
-            parts += node.args
-    texts = [ast.unparse(part) for part in parts if getattr(part, 'attr', '') in ('samples', 'product')]
-    return [text for text in texts if not text.startswith(('self.', 'args.'))]
-
-
-def test_functions_are_chosen_by_the_kind_of_sample_in_kinds_alone():
-    wrong, asking = [], set()
-    for name, path in modules().items():
-        text = path.read_text(encoding='utf-8')
-        if name.startswith(KINDS) or not re.search(r'\.(samples|product)\b', text):
-            continue
-        found = asked(ast.parse(text))
-        asking |= {name} if found else set()
-        if name not in WORDS:
-            allowed = 'metadata.samples' if name in OF_FILES else ''
-            wrong += [f'{name} asks {one}; make it a method of Kind' for one in found if one != allowed]
+def test_the_kind_of_a_family_or_file_is_asked_where_it_is_said_alone():
+    found = Questions({name: path.read_text(encoding='utf-8') for name, path in modules().items()}).found()
+    found = {name: facts for name, facts in found.items() if not name.startswith(OWNERS)}
+    wrong = [
+        f'{name} asks {", ".join(sorted(facts))}; make it data or a method of Kind or of the family'
+        for name, facts in found.items()
+        if name not in ASKING and not (name in OF_FILES and facts == {'Metadata.samples'})
+    ]
     assert not wrong, '\n'.join(wrong)
-    assert asking == OF_FILES | WORDS.keys()
+    assert found.keys() == OF_FILES | ASKING.keys()  # a row without a question goes
+
+
+CLASSES = """
+class Family: pass
+class LidarFamily(Family): pass
+class Metadata: pass
+class Detector:
+    family: LidarFamily
+def find(cfg) -> Family: pass
+def asked(family: Family, families: list[Family], detector: Detector, device: Device):
+    """
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('if family.memory: pass', 'Family.memory'),
+        ('run = one if detector.family.samples == "frames" else two', 'Family.samples'),
+        ('has_memory = family.memory\n    if ready and not has_memory: pass', 'Family.memory'),
+        ('judge(family.samples)\ndef judge(kind): return kind == "sweeps"', 'Family.samples'),
+        ('RUNS[find(cfg).product]', 'Family.product'),
+        ('alike = [one for one in sorted(families) if one.memory]', 'Family.memory'),
+        ('match Metadata.from_props(props).samples:\n        case _: pass', 'Metadata.samples'),
+        ('if device.memory and detector.samples: pass', None),
+        ('print(family.memory)', None),
+    ],
+)
+def test_a_question_is_found_by_what_its_name_is_bound_to(text, expected):
+    assert Questions({'one': CLASSES + text}).found() == ({'one': {expected}} if expected else {})
 
 
 def test_no_modules_import_each_other():

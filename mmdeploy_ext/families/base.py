@@ -19,6 +19,7 @@ from mmdeploy_ext.base.source_code import ModelClass, model_classes
 from mmdeploy_ext.base.user_modules import import_failure, older_library
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.families.no_family import refusal
+from mmdeploy_ext.families.sequence_data import scene_tokens
 from mmdeploy_ext.spec.facts import Facts
 from mmdeploy_ext.spec.options import Option, Options
 from mmdeploy_ext.spec.registry import (
@@ -97,6 +98,10 @@ class Family(abc.ABC):
 
     def check_dataset(self, cfg: Any, dataset: Any) -> None:  # noqa: B027 most families have nothing to ask for
         """Raise ConfigError, naming the key, if a data set lacks a model input."""
+
+    def scenes(self, dataset: Any) -> list[str] | None:
+        """Return the scene of each sample, or None without a memory; DataError: the infos have none."""
+        return scene_tokens(dataset) if self.memory else None
 
     @abc.abstractmethod
     def claims(self, cfg: Any) -> Claim:

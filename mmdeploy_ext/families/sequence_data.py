@@ -6,11 +6,15 @@ import abc
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mmdeploy_ext.base.commands import tool
+from mmdeploy_ext.base.errors import DataError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
     import torch
+    from torch.utils.data import Dataset
 
     from mmdeploy_ext.runtime.frames import Frame, Sweep
 
@@ -67,3 +71,19 @@ class SequenceData(abc.ABC):
     def dump_tensors(self, model: torch.nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
         """Return the tensors of a frame for a dump; by default all `taps` (`base.taps.tap`)."""
         return {name: tensor.detach().cpu().numpy() for name, tensor in taps.items()}
+
+
+def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
+    """Scene token per sample of mmdet3d's nuScenes data set.
+
+    Without tokens in the infos all are ''; DataError if `required`.
+    """
+    infos = getattr(dataset, 'data_infos', [])
+    if not infos or not all('scene_token' in info for info in infos):
+        if not required:
+            return [''] * len(dataset)
+        raise DataError(
+            f'{getattr(dataset, "ann_file", "the data set")}: its infos have no scene_token, so the order '
+            f'of frames is unknown; make the info file with {tool("synthetic infos")}'
+        )
+    return [str(info['scene_token']) for info in infos]

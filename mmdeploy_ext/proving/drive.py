@@ -265,9 +265,10 @@ class NearOrigin:
         ]
 
     def _offset(self, frame: Frame) -> np.ndarray:
-        if np.shape(frame.ego_pose) != (4, 4):
-            return np.zeros(3)  # the models report such a pose
-        place = np.round(np.asarray(frame.ego_pose, np.float64)[:3, 3])
+        pose = getattr(frame, 'ego_pose', None)
+        if np.shape(pose) != (4, 4):
+            return np.zeros(3)  # a sweep, or a pose that the models report
+        place = np.round(np.asarray(pose, np.float64)[:3, 3])
         distance = float(np.linalg.norm(place))
         if not distance > NEAR_M:
             return np.zeros(3)

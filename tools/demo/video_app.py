@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
 
     compat.apply()
     from mmdeploy_ext.families.evaluate import evaluation
-    from mmdeploy_ext.families.evaluate.loop import DatasetFrames, scene_tokens
+    from mmdeploy_ext.families.evaluate.loop import DatasetFrames
+    from mmdeploy_ext.families.sequence_data import scene_tokens
 
     cfg = load_config(args.config, shared.parse_cfg_options(args.cfg_options))
     family = find_3d_family(args.config, cfg)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Frame, Stepper
 
 DRIVE_FRAMES = 24
-"""Frames of the synthetic drive, or the number of `--sweep` if larger; further rounds repeat it."""
+"""Frames of the synthetic drive; further rounds repeat it."""
 DECODING = 'boxes'
 """Part after the graphs: outputs to boxes."""
 SWEEPS = 4
@@ -36,7 +36,7 @@ SWEEPS = 4
 
 
 class StreamBenchmark(Benchmark):
-    """Frames of a synthetic drive, or sweeps; `samples` has one per round, and one to count products."""
+    """Sweeps, or of a subclass frames; `samples` has one per round, and one to count products."""
 
     kind = 'stream'
     models = 'streaming models'
@@ -49,7 +49,7 @@ class StreamBenchmark(Benchmark):
         self.files = short_labels(args.onnx, contracts)
         self.detector = read_config(args.config, args.checkpoint, args.cfg_options, args.device)
         build(self.detector)
-        rule, family = self.detector.rule, self.detector.family
+        rule = self.detector.rule
         voxels = getattr(rule, 'voxels', rule)
         if args.sweep and voxels is None:
             raise UsageError(f'--sweep {args.sweep[0]}: {args.config} accepts images only')
@@ -57,16 +57,17 @@ class StreamBenchmark(Benchmark):
         for path in args.sweep:
             sweeps.extend(points_of(path, self.detector.cfg, voxels, limit=1))
         load_weights(self.detector)
-        if family.memory:
-            drive = list(synthetic_drive(max(DRIVE_FRAMES, len(args.sweep)), rule, scenes=1))
-        else:
-            drive = list(family.data.generated_sweeps(rule, len(args.sweep) or SWEEPS))
+        drive = self.drive()
         for index, (name, points) in enumerate(sweeps):
             drive[index] = dataclasses.replace(drive[index], points=points, name=name)
         self.samples: list[Frame | Sweep] = [
             dataclasses.replace(drive[index % len(drive)], scene_token=f'drive {index // len(drive)}')
             for index in range(args.warmup + args.max_iter * args.repeat_num + 1)
         ]
+
+    def drive(self) -> list[Any]:
+        sweeps = len(self.args.sweep) or SWEEPS
+        return list(self.detector.family.data.generated_sweeps(self.detector.rule, sweeps))
 
     def export(self, folder: str) -> dict[str, str]:
         options = resolve_opset(self.detector.family.choose(opset=0), self.detector.model)
@@ -115,6 +116,9 @@ class FrameBenchmark(StreamBenchmark):
     """Frames of cameras alone."""
 
     foreign = (*StreamBenchmark.foreign, 'sweep')
+
+    def drive(self) -> list[Frame]:
+        return list(synthetic_drive(DRIVE_FRAMES, self.detector.rule, scenes=1))
 
 
 def torch_contender(stepper: Stepper, clock: PartClock) -> Contender:

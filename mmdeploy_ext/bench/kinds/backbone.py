@@ -46,7 +46,6 @@ class BackboneSamples(SequenceSamples):
 
 
 class Backbones(Kind):
-    name = 'backbone'
     refuses: ClassVar = {
         'verify': dict.fromkeys(('mean', 'std'), OF_PICTURES)
         | dict.fromkeys(('eval', 'engine', 'providers', 'inference_precision', 'device'), NOT_OF_BACKBONES),

@@ -44,7 +44,6 @@ class Kind(abc.ABC):
     Methods import torch and mmcv themselves.
 
     Attributes:
-        name: 'images', 'sequence' or 'backbone'.
         unit: unit of `backend_config.dump`: 'samples' or 'frames'.
         refuses: command -> option -> why it is not supported; `entry` is the family's registration,
             `drawn_by` the command that draws its results.
@@ -52,7 +51,6 @@ class Kind(abc.ABC):
         public_samples: default samples of a kit; they may be published.
     """
 
-    name: ClassVar[str]
     unit: ClassVar[str] = 'frames'
     refuses: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     public_samples: ClassVar[Sequence[str]] = ()
@@ -153,6 +151,10 @@ class Kind(abc.ABC):
     def ask(self, detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
         """Run PyTorch on the inputs of a proof, for `detector.recording` to write."""
         raise UsageError(f'{detector.family.name}: a backbone has no results to record')
+
+    def rows_kept(self) -> Callable[..., list[Any]]:
+        """Return the function of `results_kept` that compares results of such samples."""
+        raise UsageError('a sparse backbone has no results of its own; give the export of the whole model')
 
     def kit_opens(self) -> Callable[[Path], Run]:
         """Return file -> function from inputs to outputs by name."""

@@ -9,7 +9,7 @@ from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -34,7 +34,6 @@ spreads from it and must not saturate in dark images.
 
 
 class Images(Kind):
-    name = 'images'
     unit = 'samples'
     traces = True
     refuses: ClassVar = {
@@ -95,6 +94,11 @@ class Images(Kind):
         from mmdeploy_ext.proving.pictures import ask_pictures
 
         ask_pictures(detector, paths[0], list(chosen.samples), chosen.files)
+
+    def rows_kept(self) -> Callable[..., list[Any]]:
+        from mmdeploy_ext.bench.precision.results_kept import rows_of_pictures
+
+        return rows_of_pictures
 
     def kit_contents(
         self, detector: Detector, path: str, samples: Collection[Any], folder: Path

@@ -15,7 +15,7 @@ from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.bench.benchmark.base import Benchmark
     from mmdeploy_ext.bench.kinds.tested import TestedModel
@@ -90,7 +90,7 @@ def proof_samples(detector: Detector, count: int, paths: Sequence[str] = ()) -> 
     generated samples.
     """
     from mmdeploy_ext.families.evaluate import evaluation
-    from mmdeploy_ext.families.evaluate.loop import DatasetFrames, scene_tokens
+    from mmdeploy_ext.families.evaluate.loop import DatasetFrames
     from mmdeploy_ext.families.synthetic.drive import synthetic_drive
     from mmdeploy_ext.proving.inputs.voxel_sets import points_of
     from mmdeploy_ext.runtime.frames import Sweep
@@ -116,8 +116,8 @@ def proof_samples(detector: Detector, count: int, paths: Sequence[str] = ()) -> 
             scenes = min(PROOF_SCENES, max(count - 1, 1))  # a scene has two: the second has a memory
             return synthetic_drive(count, rule, scenes=scenes), 'synthetic drive'
         return list(family.data.generated_sweeps(rule, count)), 'generated sweeps'
-    if family.memory:
-        indices = choose_frames(scene_tokens(dataset), count)
+    if tokens := family.scenes(dataset):
+        indices = choose_frames(tokens, count)
     else:  # without a memory samples are independent: spread them evenly
         available = min(count, len(dataset))
         indices = [index * len(dataset) // available for index in range(available)]
@@ -141,7 +141,6 @@ SIZES_OF_CONFIG = 'streaming and LiDAR models do not have it; their config decid
 
 
 class Sequences(Kind):
-    name = 'sequence'
     refuses: ClassVar = {
         'export': dict.fromkeys(('input_img', 'mean', 'std', 'show'), NO_SUCH_OPTION),
         'verify': dict.fromkeys(('mean', 'std'), OF_PICTURES),
@@ -159,11 +158,9 @@ class Sequences(Kind):
         *,
         traced: str | Path = '',
     ) -> Samples:
-
         return SequenceSamples(detector.family, paths, frames, option)
 
     def test(self, detector: Detector) -> Iterator[Any]:
-
         frames, _ = proof_samples(detector, 2)
         frames = [*itertools.islice(frames, 2)]
         for _ in range(2 if detector.family.memory else 1):  # run 2 has the layers of the first
@@ -187,6 +184,11 @@ class Sequences(Kind):
         from mmdeploy_ext.proving.drive import ask_samples
 
         ask_samples(detector, paths, chosen.samples)
+
+    def rows_kept(self) -> Callable[..., list[Any]]:
+        from mmdeploy_ext.bench.precision.results_kept import rows_of_frames
+
+        return rows_of_frames
 
     def kit_contents(
         self, detector: Detector, path: str, samples: Collection[Any], folder: Path

@@ -227,10 +227,7 @@ class FrameModel(TestedModel):
 
 def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:
     """Refuse a data set unfit for the model, and a dump of missing samples or tensors."""
-    from mmdeploy_ext.families.evaluate.loop import scene_tokens
-
-    if family.memory:
-        scene_tokens(dataset)
+    family.scenes(dataset)
     family.check_dataset(cfg, dataset)
     dump, unit = tested.settings['dump'], tested.unit
     if dump is None:

@@ -145,7 +145,7 @@ def write_frames(
         engine = engine_options(files, engine_class({}), {})
         sides = open_sides(detector, files, options, engine, stack)
         writer = _FramesWriter(sides, files, options, folder)
-        frames = NearOrigin(samples) if family.memory else samples
+        frames = NearOrigin(samples)
         for index, sample in enumerate(tracked(frames, len(frames), 'PyTorch')):
             writer.add(index, sample)
     judged = {case['graph'] for case in writer.cases}
@@ -154,12 +154,11 @@ def write_frames(
             f'{len(samples)} frames: {", ".join(unused)} did not run; use more frames (--frames)'
         )
     contents = dict(graphs=writer.entries, cases=writer.cases, frames=writer.frames, teacher_forced=False)
-    if family.memory:
-        memory = family.memory_spec(sides.metadata.postprocess)
-        if writer.keeps_memory:
-            contents['memory'] = memory.to_json()
-        else:
-            contents['teacher_forced'] = bool(memory.tensors)
+    memory = family.memory_spec(sides.metadata.postprocess)
+    if writer.keeps_memory:
+        contents['memory'] = memory.to_json()
+    else:
+        contents['teacher_forced'] = bool(memory.tensors)
     return contents
 
 

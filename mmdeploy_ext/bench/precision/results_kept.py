@@ -70,7 +70,7 @@ def on_files(
 
 def results_kept(
     detector: Detector,
-    kind: str,
+    rows: Callable[..., list[Rows]],
     paths: Sequence[str],
     samples: Collection[Any],
     engine: Mapping[str, Any],
@@ -80,12 +80,9 @@ def results_kept(
 
     The first one's samples are for a search, the second one's for its result; both leave out samples that
     give inputs of `seen`, digests of a calibration. Frames run with the files' own memory.
-    UsageError: a sparse backbone alone. DataError: too few samples.
+    `rows` is from `Kind.rows_kept`. DataError: too few samples.
     """
-    if kind == 'backbone':
-        raise UsageError('a sparse backbone has no results of its own; give the export of the whole model')
-    of_kind = _of_pictures if kind == 'images' else _of_frames
-    return [functools.partial(_kept, rows) for rows in of_kind(detector, paths, samples, engine, seen)]
+    return [functools.partial(_kept, one) for one in rows(detector, paths, samples, engine, seen)]
 
 
 def _kept(rows_of: Rows, paths: Sequence[str]) -> Kept:
@@ -119,7 +116,7 @@ def divided(samples: Sequence[Any], scenes: Sequence[Any] = ()) -> tuple[list[An
     return parts
 
 
-def _of_pictures(
+def rows_of_pictures(
     detector: Detector,
     paths: Sequence[str],
     pictures: Collection[Any],
@@ -176,7 +173,7 @@ def _picture_results(reference: InputReference, backend: Backend) -> Sequence[An
     return results_of_file(reference, backend.metadata, outputs)
 
 
-def _of_frames(
+def rows_of_frames(
     detector: Detector,
     paths: Sequence[str],
     samples: Collection[Any],

@@ -14,7 +14,7 @@ import torch
 
 from mmdeploy_ext.base.errors import ShapeError
 from mmdeploy_ext.base.taps import collect_taps
-from mmdeploy_ext.families.evaluate.loop import Network, scene_tokens
+from mmdeploy_ext.families.evaluate.loop import Network
 from mmdeploy_ext.families.images import batches
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.draw import draw_results, write_picture
@@ -160,7 +160,7 @@ class FrameDetector(Network):
 
     def start(self, dataset: Dataset) -> list[str] | None:
         self.stepper.reset()
-        return scene_tokens(dataset) if self.family.memory else None
+        return self.family.scenes(dataset)
 
     def run(self, data: Mapping[str, Any], indices: Sequence[int]) -> list[Any]:
         (index,) = indices

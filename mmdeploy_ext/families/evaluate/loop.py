@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mmdeploy_ext.base.cli import tracked
-from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.distributed import Ranks, shard_scenes
 from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.families.evaluate.evaluation import build_loader, loader_errors, loader_settings
@@ -49,22 +48,6 @@ class Network(abc.ABC):
 
         `data` is a batch of the test loader, `indices` the samples' indices in the data set.
         """
-
-
-def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
-    """Scene token per sample of mmdet3d's nuScenes data set.
-
-    Without tokens in the infos all are ''; DataError if `required`.
-    """
-    infos = getattr(dataset, 'data_infos', [])
-    if not infos or not all('scene_token' in info for info in infos):
-        if not required:
-            return [''] * len(dataset)
-        raise DataError(
-            f'{getattr(dataset, "ann_file", "the data set")}: its infos have no scene_token, so the order '
-            f'of frames is unknown; make the info file with {tool("synthetic infos")}'
-        )
-    return [str(info['scene_token']) for info in infos]
 
 
 @dataclasses.dataclass(frozen=True)
