@@ -343,7 +343,7 @@ def check_device(device: str) -> torch.device:
 
 
 def resolve_opset(options: Options, model: torch.nn.Module, without: Collection[str] = ()) -> Options:
-    """Return options with the file's opset; 0 becomes `exporter.default_opset`.
+    """Return options with the file's opset; 0 becomes `exporting.export.default_opset`.
 
     Sparse graphs have no opset. `without` as in `operators_of`. Raises UsageError if the exporter cannot
     write the opset, or the opset lacks an operator.
@@ -469,7 +469,7 @@ def check_picture_options(options: Options, cfg: Any, family: ImageFamily, model
     """`check_options` for image models; raises the same errors.
 
     UsageError also for a height or width too small to trace a dynamic file. ConfigError also if the
-    forward fails or returns unexpected tensors (`trial.check_forward`).
+    forward fails or returns unexpected tensors (`first_run.check_export`).
     """
     from mmdeploy_ext.families.first_run import check_export
 

@@ -19,6 +19,7 @@ from mmdeploy_ext.base.config import test_datasets, test_pipeline
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.base.source_code import copied_file, copied_libraries, parts_of, users_class, users_method
 from mmdeploy_ext.graphs.io.index import all_nodes
+from mmdeploy_ext.proving import float64
 from mmdeploy_ext.runtime.panoptic import Segments
 from mmdeploy_ext.runtime.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.spec.matching import numbers_of
@@ -220,11 +221,11 @@ class Watch(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def _compare(self, tensor: torch.Tensor, number: float) -> None:
-        values = tensor[tensor.isfinite()].double()
-        if number == 0 or not values.numel():
+        values, place = tensor[tensor.isfinite()].double(), _place()
+        if number == 0 or not values.numel() or not place:
             return
         below, above = values[values < number], values[values >= number]
-        key = number, _place()
+        key = number, place
         last = self.gaps.get(key, (-np.inf, np.inf))
         self.gaps[key] = (
             max(last[0], below.max().item() if below.numel() else -np.inf),
@@ -233,10 +234,10 @@ class Watch(TorchFunctionMode):
 
     def _clamp(self, name: str, tensor: torch.Tensor, args: Any, kwargs: Mapping[str, Any]) -> None:
         names = ('max', 'min') if name == 'clamp_max' else ('min', 'max')
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given, place = {**dict(zip(names, args, strict=False)), **kwargs}, _place()
         for end, farthest in (('min', torch.amin), ('max', torch.amax)):
-            if _is_number(given.get(end)):
-                key, value = (float(given[end]), _place(), end == 'max'), farthest(tensor).item()
+            if place and _is_number(given.get(end)):
+                key, value = (float(given[end]), place, end == 'max'), farthest(tensor).item()
                 pick = max if end == 'max' else min
                 self.ends[key] = pick(self.ends.get(key, value), value)
 
@@ -286,8 +287,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _place() -> str:
-    """Return file and line that called the function."""
+    """Return file and line that called the function; '' in a run that only measures rounding."""
     frame, own = sys._getframe(1), (__file__, str(LIBRARY))
     while frame.f_back is not None and frame.f_code.co_filename.startswith(own):
         frame = frame.f_back
-    return f'{Path(frame.f_code.co_filename).name}:{frame.f_lineno}'
+    file = frame.f_code.co_filename
+    return '' if file == float64.__file__ else f'{Path(file).name}:{frame.f_lineno}'

@@ -6,7 +6,7 @@ import numpy as np
 def circle_nms(centres: np.ndarray, threshold: float) -> np.ndarray:
     """Ascending indices of boxes without a better kept box nearby.
 
-    `centres` (n, 2) metres, best first; `threshold` bounds the *squared* distance, inclusively. Source:
+    `centres` (n, 2) metres, best first; `threshold` bounds the *squared* distance, inclusively.
     Source: mmdet3d 1.0.0rc6, core/post_processing/box3d_nms.py `circle_nms`.
     """
     keep: list[int] = []

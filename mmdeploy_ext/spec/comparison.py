@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 # Tolerances of floats: per slice, by size, and by float32 rounding.
 #
 # A tensor may mix scores and pixels, or logits and a mask's -1e9. One tolerance relative to its largest
-# value
-# would hide errors of small values.
+# value would hide errors of small values.
 
 
 MOST_SLICES = 128

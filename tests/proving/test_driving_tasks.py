@@ -46,6 +46,13 @@ def test_the_chosen_plan_counts_beside_its_mode(mode):
         assert plan.match_detections('a', a_plan(0, TIE / 2), candidate).passed is passed
 
 
+def test_the_plan_that_is_driven_at_a_tie_is_compared_with_pytorchs():
+    candidate = a_plan(1, TIE / 2, moved=6e-4)
+    assert plan.match_detections('a', a_plan(0, TIE / 2), candidate).passed
+    candidate.final[2] += 6e-4
+    assert not plan.match_detections('a', a_plan(0, TIE / 2), candidate).passed
+
+
 def test_a_plan_of_nan_is_broken():
     assert plan.match_detections('a', a_plan(), a_plan(moved=np.nan)).broken
 

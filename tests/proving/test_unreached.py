@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from onnx import helper
 
+from mmdeploy_ext.proving.float64 import in_float64
 from mmdeploy_ext.proving.not_shown import Watch, count_voxels, counts_of_images, limits_of, unreached
 from mmdeploy_ext.runtime.preprocess.points import voxelise
 from mmdeploy_ext.spec.preparation import VoxelRule
@@ -68,6 +69,16 @@ def test_a_threshold_and_a_clip_that_no_value_came_near_are_named():
         decode(torch.tensor([0.04999, 0.05001, 0.4999, 0.5, 4.1]))
     watch.add(other)
     assert not watch.lines({}, '--images')
+
+
+def test_runs_that_measure_rounding_are_not_watched():
+    watch, model = Watch(), torch.nn.Linear(4, 4)
+    with watch, torch.no_grad():
+        for seed in (None, 0):
+            with in_float64(model, seed):
+                values = torch.relu(model(torch.rand(2, 4)))
+                values[values > 0.3].clamp(max=9.0)
+    assert not watch.gaps and not watch.ends
 
 
 def test_an_epsilon_that_no_normalisation_of_the_code_has_is_a_reason():

@@ -80,7 +80,7 @@ class Planner:
         matching_nodes([node for model in models.values() for node in model.graph.node], self.keep)
 
     def written(self, lower: str, patterns: Sequence[str], layers: Sequence[str] = ()) -> Models:
-        """See `planned.written`."""
+        """See `exporting.precision_plan.written`."""
         return written(self.models, lower, patterns, layers, self.quantiser, self.quantised)
 
     def plan(self, precisions: Sequence[str], least: float, before: Kept) -> Plan:

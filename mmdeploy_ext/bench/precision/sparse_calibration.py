@@ -42,7 +42,7 @@ class Calibration:
     """Options of a calibration; None: the family's reference.
 
     Attributes:
-        method: one of `quantize.METHODS`.
+        method: one of `exporting.int8.METHODS`.
         percentile: of |x|, in percent.
         add_method: for additions; '': `method`.
         batches: number of sweeps, evenly spread; 0: all.

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from mmdeploy_ext.base.errors import ExportError
 from mmdeploy_ext.exporting.substitution import _configs
-from mmdeploy_ext.exporting.traced.mode import SHADOWS, Limit, Ranking, active, is_traced, untraced
+from mmdeploy_ext.exporting.traced.mode import SHADOWS, Limit, Ranking, active, is_traced
+from mmdeploy_ext.upstream.compat.mmcv_operators import untraced
 from mmdeploy_ext.upstream.operators.nms import SOFT_NMS
 from mmdeploy_ext.upstream.operators.nms import batched_nms as suppress
 from mmdeploy_ext.upstream.operators.roi_align import pool_level

@@ -8,7 +8,6 @@ condition under which the traced value holds; the conjunction of the conditions 
 from __future__ import annotations
 
 import builtins
-import contextlib
 import contextvars
 import dataclasses
 import functools
@@ -24,8 +23,10 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from mmdeploy_ext.upstream.compat.mmcv_operators import untraced
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 TORCH = Path(torch.__file__).parent
 INSIDE = 'mmcv/ops/nms.py', 'exporting/traced/functions.py', 'exporting/traced/whole.py'
@@ -101,16 +102,6 @@ def active() -> Tracing | None:
 
 def is_traced() -> bool:
     return torch._C._get_tracing_state() is not None
-
-
-@contextlib.contextmanager
-def untraced() -> Iterator[None]:
-    state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
-    try:
-        yield
-    finally:
-        torch._C._set_tracing_state(state)
 
 
 def place() -> tuple[str, int]:

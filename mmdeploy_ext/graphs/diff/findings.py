@@ -38,7 +38,7 @@ NO_REFERENCE = ReferenceTensor(np.empty(0), how='')
 
 @dataclasses.dataclass(frozen=True)
 class DiffBars:
-    """Relative errors above which values differ, see `walk.compare`.
+    """Relative errors above which values differ, see `structure.compare`.
 
     Attributes:
         born: for one node on the reference's values.
@@ -70,10 +70,10 @@ class Entry:
         module: PyTorch module of the node, or ''.
         shape: as text, '-' if the node or one before it failed.
         paired: label of the reference tensor, or ''.
-        how: kind of the pairing, see `walk.ReferenceTensor`.
+        how: kind of the pairing, see `structure.ReferenceTensor`.
         error: relative error in the whole model; None if not compared or infinite.
         born: relative error of the node alone on the reference's inputs; None likewise.
-        state: see `walk.Row.state`.
+        state: see `structure.Row.state`.
         reason: why numbers could not be compared, or why the node failed.
     """
 

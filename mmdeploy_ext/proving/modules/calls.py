@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from mmdeploy_ext.base.arrays import load_arrays, to_array
 from mmdeploy_ext.base.errors import UsageError, one_line
 from mmdeploy_ext.base.taps import load_module
+from mmdeploy_ext.proving.parts.part import key_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -226,14 +227,7 @@ def _with_tensors(arguments: Any) -> Any:
 
 def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
     leaves, _ = pytree.tree_flatten_with_path(_with_tensors(value))
-    return [('.'.join([name, *map(_key_text, path)]).strip('.'), leaf) for path, leaf in leaves]
-
-
-def _key_text(key: Any) -> str:
-    for attribute in ('idx', 'key', 'name'):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
+    return [('.'.join([name, *map(key_text, path)]).strip('.'), leaf) for path, leaf in leaves]
 
 
 def named_results(result: Any) -> dict[str, torch.Tensor]:

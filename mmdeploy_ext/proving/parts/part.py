@@ -45,7 +45,7 @@ class Tree:
     @classmethod
     def of(cls, value: Any) -> Tree:
         leaves, spec = pytree.tree_flatten_with_path(value)
-        names = tuple('.'.join(map(_key_text, path)) for path, _ in leaves)
+        names = tuple('.'.join(map(key_text, path)) for path, _ in leaves)
         return cls(names, tuple(leaf for _, leaf in leaves), spec)
 
     @property
@@ -94,7 +94,7 @@ def copied_leaf(value: Any) -> Any:
         return value
 
 
-def _key_text(key: Any) -> str:
+def key_text(key: Any) -> str:
     for attribute in ('idx', 'key', 'name'):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))

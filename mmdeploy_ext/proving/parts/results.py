@@ -41,7 +41,7 @@ class Matched:
         detections: rows of boxes and masks, matched in any order.
         tensors: rows of other arrays.
         in_order: names of arrays compared in order.
-        rounding: `rounding.WholeRounding` of the test path; None: only the bars'.
+        rounding: `proof.WholeRounding` of the test path; None: only the bars'.
         arrays: name -> array of the candidate, in the order of the reference.
     """
 

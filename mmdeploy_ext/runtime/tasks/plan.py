@@ -25,7 +25,7 @@ def match_detections(
     point_bar: float = POINT_BAR,
     score_bar: float = SCORE_BAR,
 ) -> DetectionRow:
-    """Compare two plans, and the chosen one; another mode with its score within `ties.TIE` is a tie."""
+    """Compare two plans, and the chosen one; another mode with its score within `matching.TIE` is a tie."""
     for side, plan in dict(reference=reference, candidate=candidate).items():
         for own, expected in ((plan.points, reference.points), (plan.final, reference.points[0])):
             if own.shape != expected.shape or not np.isfinite(own).all():
@@ -40,7 +40,7 @@ def match_detections(
         tied = (text,) if gap <= TIE else ()
         if not tied:
             return DetectionRow(image, 1, 0, 0, 0, 1.0, float(scores.max()), False, text, outside=1)
-    chosen = candidate.points[candidate.mode] if tied else reference.final
+    chosen = reference.points[candidate.mode] if tied else reference.final
     final = float(np.linalg.norm(chosen.astype(np.float64) - candidate.final, axis=-1).max())
     reasons = [
         f'plan of mode {mode}: {title} {worst[mode]:.2g} apart, allowed {bar:g}'

@@ -21,8 +21,7 @@ from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 # Sparse encoders that mmdet3d lacks: BEVFusion's, in x, y, z order, and the published CenterPoint's.
 #
 # Glossary: B samples, N voxels of the batch, I features per voxel, C output channels, X', Y', Z' cells that
-# the
-# strides leave of the grid.
+# the strides leave of the grid.
 
 
 NORM = dict(type='BN1d', eps=1e-3, momentum=0.01)

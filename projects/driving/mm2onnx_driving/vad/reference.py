@@ -87,7 +87,7 @@ class VadReference(BevReference):
 
 
 def undecided(head: nn.Module, outputs: Mapping[str, np.ndarray]) -> int:
-    """Return the pairs of object and line within `ties.TIE` of `map_thresh` or `dis_thresh`."""
+    """Return the pairs of object and line within `matching.TIE` of `map_thresh` or `dis_thresh`."""
     logits, points = outputs['map_all_cls_scores'][-1, 0], outputs['map_all_pts_preds'][-1, 0]
     scores = exact_sigmoid(logits.max(-1)).astype(np.float64)
     nearest = points[np.arange(len(points)), np.linalg.norm(points, axis=-1).argmin(1)]
