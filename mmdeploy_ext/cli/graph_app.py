@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import Mm2OnnxError
-from mmdeploy_ext.cli.graph_commands import comparison, editing, folders, inspection, reduction, rewriting
+from mmdeploy_ext.cli.graph_commands import comparison, editing, reduction
 
-MODULES = (inspection, comparison, reduction, editing, rewriting, folders)
-COMMANDS = {name: command for module in MODULES for name, command in module.COMMANDS.items()}
+COMMANDS = editing.COMMANDS | comparison.COMMANDS | reduction.COMMANDS
 
 
 def build_parser() -> argparse.ArgumentParser:

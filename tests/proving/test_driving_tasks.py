@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.runtime.driving import Plan, Polylines
-from mmdeploy_ext.runtime.tasks import plan, polylines
+from mmdeploy_ext.runtime.tasks import driving
 from mmdeploy_ext.spec.matching import TIE
 
 WAYS = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
@@ -17,25 +17,25 @@ def a_plan(mode=0, lead=0.5, moved=0.0, final=1.0):
 
 
 def test_an_equal_plan_is_right():
-    row = plan.match_detections('a', a_plan(), a_plan())
+    row = driving.match_plans('a', a_plan(), a_plan())
     assert row.passed and row.matched == 1 and not row.excused
 
 
 @pytest.mark.parametrize(('lead', 'passed'), [(TIE / 2, True), (TIE * 2, False)])
 def test_another_mode_is_listed_beside_a_tie_and_else_wrong(lead, passed):
-    row = plan.match_detections('a', a_plan(0, lead), a_plan(1, lead))
+    row = driving.match_plans('a', a_plan(0, lead), a_plan(1, lead))
     assert row.passed is passed and row.matched == passed
     assert bool(row.excused) is passed and all('mode 1' in line for line in row.excused)
 
 
 def test_a_better_mode_than_pytorchs_is_no_tie():
     """PyTorch's planner took the second best."""
-    assert not plan.match_detections('a', a_plan(1), a_plan(0)).passed
+    assert not driving.match_plans('a', a_plan(1), a_plan(0)).passed
 
 
 @pytest.mark.parametrize(('moved', 'passed'), [(6e-4, True), (2e-3, False)])
 def test_points_of_every_mode_count(moved, passed):
-    assert plan.match_detections('a', a_plan(), a_plan(moved=moved)).passed is passed
+    assert driving.match_plans('a', a_plan(), a_plan(moved=moved)).passed is passed
 
 
 @pytest.mark.parametrize('mode', [0, 1])
@@ -43,18 +43,18 @@ def test_the_chosen_plan_counts_beside_its_mode(mode):
     """Beside a tie it is the file's own mode that is driven."""
     for final, passed in ((1.0, True), (0.9, False)):
         candidate = a_plan(mode, TIE / 2, final=final)
-        assert plan.match_detections('a', a_plan(0, TIE / 2), candidate).passed is passed
+        assert driving.match_plans('a', a_plan(0, TIE / 2), candidate).passed is passed
 
 
 def test_the_plan_that_is_driven_at_a_tie_is_compared_with_pytorchs():
     candidate = a_plan(1, TIE / 2, moved=6e-4)
-    assert plan.match_detections('a', a_plan(0, TIE / 2), candidate).passed
+    assert driving.match_plans('a', a_plan(0, TIE / 2), candidate).passed
     candidate.final[2] += 6e-4
-    assert not plan.match_detections('a', a_plan(0, TIE / 2), candidate).passed
+    assert not driving.match_plans('a', a_plan(0, TIE / 2), candidate).passed
 
 
 def test_a_plan_of_nan_is_broken():
-    assert plan.match_detections('a', a_plan(), a_plan(moved=np.nan)).broken
+    assert driving.match_plans('a', a_plan(), a_plan(moved=np.nan)).broken
 
 
 def lines(order=(0, 1, 2), labels=(0, 0, 1), change=lambda points: points):
@@ -75,4 +75,4 @@ def lines(order=(0, 1, 2), labels=(0, 0, 1), change=lambda points: points):
     ],
 )
 def test_lines_are_equal_point_by_point(candidate, passed):
-    assert polylines.match_detections('a', lines(), candidate).passed is passed
+    assert driving.match_lines('a', lines(), candidate).passed is passed

@@ -15,7 +15,7 @@ from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.distributed import Ranks
 from mmdeploy_ext.base.errors import EngineError, Mm2OnnxError, UsageError
-from mmdeploy_ext.bench.benchmark import compiled, measure, memory, work
+from mmdeploy_ext.bench.benchmark import compiled, measure, memory
 from mmdeploy_ext.bench.benchmark.measure import Contender, OtherLoad, cores, load_notes, machine
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, DEFAULT, ENGINES, engines_of
 
@@ -150,7 +150,7 @@ class Benchmark(abc.ABC):
             if self.ranks.rank == 0 and not self.args.no_memory and memory.is_supported():
                 memories = {contender.name: self._memory(contender) for contender in contenders}
             with OtherLoad() as load:
-                peak = work.peak(self.threads[-1])
+                peak = measure.peak(self.threads[-1])
                 runs = self._measure(contenders, groups)
             products = self._products(contenders, groups[main][-1])
         rows = []
@@ -187,7 +187,7 @@ class Benchmark(abc.ABC):
         found: dict[str, float] = {}
         for contender in contenders:
             if contender.engine == DEFAULT.name and contender.file not in found:
-                found[contender.file] = round(work.products(lambda: contender.run(sample)), 3)  # noqa: B023
+                found[contender.file] = round(measure.products(lambda: contender.run(sample)), 3)  # noqa: B023
         return found
 
     def _memory(self, contender: Contender) -> dict[str, float]:

@@ -10,9 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.base.errors import DataError, ExportError, ModelFileError, UsageError
 from mmdeploy_ext.bench.precision.damage import Damage
-from mmdeploy_ext.bench.precision.plan import Planner, check_single, plan_text
+from mmdeploy_ext.bench.precision.plan import Planner, Search, check_single, plan_text
 from mmdeploy_ext.bench.precision.results_kept import divided, kept_of
-from mmdeploy_ext.bench.precision.search import Search
 from mmdeploy_ext.exporting.int8.dense import DenseGraph, DenseQuantiser
 from mmdeploy_ext.exporting.precision_plan import Kept
 from mmdeploy_ext.graphs.io import types

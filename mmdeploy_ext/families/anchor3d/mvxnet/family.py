@@ -9,11 +9,11 @@ from mmdet3d.models import builder
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.family import check_head, check_limits
 from mmdeploy_ext.families.anchor3d.graphs import facts_of
-from mmdeploy_ext.families.anchor3d.mvxnet.data import MvxNetData
 from mmdeploy_ext.families.anchor3d.mvxnet.graphs import graphs
 from mmdeploy_ext.families.anchor3d.mvxnet.reference import MvxNetReference
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import FAMILY, MvxNetOnnx
 from mmdeploy_ext.families.anchor3d.mvxnet.samples import (
+    MvxNetData,
     fusion_rule,
 )
 from mmdeploy_ext.families.base import Claim

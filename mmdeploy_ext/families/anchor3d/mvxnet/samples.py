@@ -14,7 +14,8 @@ from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, frame_of_rig
 from mmdeploy_ext.families.common.samples import check_dumped, check_given, only, picture_files
 from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
-from mmdeploy_ext.families.synthetic.kitti import generated_moments
+from mmdeploy_ext.families.sequence_data import SequenceData
+from mmdeploy_ext.families.synthetic.kitti import generated_dataset, generated_moments
 from mmdeploy_ext.families.synthetic.moments import plain_moment
 from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.runtime.infos import read_frames
@@ -129,3 +130,8 @@ def mirrored(frame: FusedFrame) -> FusedFrame:
 def one_point_frame(frame: FusedFrame, limits: Sequence[float]) -> FusedFrame:
     plain = plain_moment(frame, limits)
     return dataclasses.replace(plain, points=np.repeat(plain.points, 2, axis=0))
+
+
+class MvxNetData(SequenceData):
+    frame, moments, dumped_frame = staticmethod(frame), staticmethod(moments), staticmethod(dumped)
+    generated_sweeps, generated_dataset = staticmethod(generated), staticmethod(generated_dataset)
