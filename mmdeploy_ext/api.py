@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mmdeploy_ext.bench.precision.plan import Planner
-    from mmdeploy_ext.exporting.precision_plan import Kept, Plan
+    from mmdeploy_ext.exporting.precision_plan import KeptResults, Plan
     from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
     from mmdeploy_ext.spec.options import Options
     from mmdeploy_ext.spec.verdict import Verdict
@@ -278,7 +278,7 @@ def planner_of(
     keep: Sequence[str] = (),
     metric: str = '',
     **quantiser: Any,
-) -> tuple[Planner, Kept]:
+) -> tuple[Planner, KeptResults]:
     """Return a planner for float32 files, and the results they keep.
 
     Args:
@@ -298,7 +298,7 @@ def planner_of(
     check_single(models)
     engine = engine_settings('onnxruntime') | dict(graph_optimization='basic', round_fp16=True)
 
-    def metric_of(paths: Sequence[str]) -> Kept:
+    def metric_of(paths: Sequence[str]) -> KeptResults:
         return metric_kept(kind.metrics(detector, paths, [metric.split('_')[0]], engine), metric)
 
     seen = quantiser['quantiser'].seen if quantiser else ()
@@ -306,7 +306,7 @@ def planner_of(
     if not metric:
         judges = results_kept(detector, kind.rows_kept(), files, chosen.samples, engine, seen)
 
-    def runs_of(judge: Callable[[Sequence[str]], Kept]) -> Callable[[dict[str, Any]], Kept]:
+    def runs_of(judge: Callable[[Sequence[str]], KeptResults]) -> Callable[[dict[str, Any]], KeptResults]:
         return functools.partial(on_files, files, judge=judge)
 
     search, *count = map(runs_of, judges)
@@ -324,7 +324,7 @@ def planner_of(
 
 def plan_read(
     detector: Detector, request: ProofRequest, metric: str, keep: Sequence[str], **quantiser: Any
-) -> tuple[Planner, Kept]:
+) -> tuple[Planner, KeptResults]:
     """Load a request's model and return its precision planner; see `planner_of`."""
     kind = kind_of(detector.family)
     inputs = kind.samples(detector, [*map(str, request.samples)], request.frames, request.option)

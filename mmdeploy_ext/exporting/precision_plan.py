@@ -44,7 +44,7 @@ SEVEN_BITS = 63
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class KeptResults:
     """Results of PyTorch and a file on `samples`, and how many match; or a `metric` of both.
 
     `ties` lists the results that rounding decides, which are no loss.
@@ -100,10 +100,10 @@ class Plan:
 
     precisions: tuple[str, ...]
     least: float
-    kept: Kept
-    searched: Kept
-    before: Kept
-    lowest: Kept
+    kept: KeptResults
+    searched: KeptResults
+    before: KeptResults
+    lowest: KeptResults
     rows: list[Row]
     patterns: list[str]
     layers: list[str]

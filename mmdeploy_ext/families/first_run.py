@@ -17,7 +17,7 @@ from mmdeploy_ext.base.source_code import has_known_modules
 from mmdeploy_ext.base.user_modules import users_line
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import run
-from mmdeploy_ext.families import host_programs as hosts
+from mmdeploy_ext.families import host_programs
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.images import picture_of
 from mmdeploy_ext.families.no_family import PARTS_WAY
@@ -124,7 +124,9 @@ def check_export(family: ImageFamily, cfg: Any, options: Options, model: nn.Modu
         UsageError: an option does not go with the model.
         ConfigError: as `check_forward`.
     """
-    hosts.check(options, family.preprocess_rule(cfg), family.spec(model, options), family.facts(model))
+    host_programs.check(
+        options, family.preprocess_rule(cfg), family.spec(model, options), family.facts(model)
+    )
     if options.dynamic:
         smallest = picture_of(family, model, options).smallest
         if min(options.height, options.width) < smallest:

@@ -11,7 +11,7 @@ from mmdeploy_ext.base.errors import UsageError, one_line
 from mmdeploy_ext.bench.lint.observe import Event, Observer, copies, copy_of, tensors_in
 from mmdeploy_ext.bench.lint.report import Report, make_report
 from mmdeploy_ext.bench.lint.rules import EXPORTERS, check_exporters
-from mmdeploy_ext.bench.lint.trial_exports import Trial, refused, try_export, unknown_operators
+from mmdeploy_ext.bench.lint.trial_exports import TrialExport, refused, try_export, unknown_operators
 
 TRAINED_LAYERS = (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd)
 
@@ -62,7 +62,7 @@ def check(
     trained = [part for part in module.modules() if part.training and isinstance(part, TRAINED_LAYERS)]
     if any(getattr(part, 'p', 1) > 0 for part in trained):  # dropout with p = 0 does nothing
         events.append(Event('training-mode', None, 'the module is in training mode'))
-    trials: list[Trial] = []
+    trials: list[TrialExport] = []
     for exporter in exporters if try_exports else ():
         trials.append(try_export(module, example_inputs, exporter, opset, observer.has_data))
     if 'torchscript' in exporters and observer.error is not None and not try_exports:

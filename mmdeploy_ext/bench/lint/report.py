@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.bench.lint.observe import Event
     from mmdeploy_ext.bench.lint.sites import Site
-    from mmdeploy_ext.bench.lint.trial_exports import Trial
+    from mmdeploy_ext.bench.lint.trial_exports import TrialExport
 
 COLOURS = dict(error='bold red', warning='yellow', note='dim')
 
@@ -60,7 +60,7 @@ class Report:
 
     name: str
     findings: tuple[Finding, ...]
-    trials: tuple[Trial, ...]
+    trials: tuple[TrialExport, ...]
     exporters: tuple[str, ...]
 
     def __iter__(self) -> Iterator[Finding]:
@@ -90,7 +90,7 @@ class Report:
 
 
 def make_report(
-    name: str, events: Sequence[Event], exporters: Sequence[str], trials: Sequence[Trial]
+    name: str, events: Sequence[Event], exporters: Sequence[str], trials: Sequence[TrialExport]
 ) -> Report:
     """Report with one finding per rule and line."""
     groups: dict[tuple[str, str], list[Event]] = collections.defaultdict(list)

@@ -23,7 +23,7 @@ LONGEST = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class TrialExport:
     """Result of an exporter at an opset; `text` is its error, or why it was skipped."""
 
     exporter: str
@@ -38,7 +38,7 @@ class Trial:
 
 def try_export(
     module: torch.nn.Module, args: Sequence[Any], exporter: str, opset: int | None, has_data: bool = False
-) -> Trial:
+) -> TrialExport:
     """Export a copy of a module with the sizes of the example.
 
     `opset` is clipped to the exporter's opsets. `has_data`: the module uses `.data`; dynamo of torch 2.13 can
@@ -47,17 +47,19 @@ def try_export(
     low, high = OPSETS[exporter]
     opset = min(max(opset or default_opset(module, exporter), low), high)
     if has_data and exporter == 'dynamo':
-        return Trial(exporter, opset, refused=True, skipped=True, text='tensor.data crashes the process')
+        return TrialExport(
+            exporter, opset, refused=True, skipped=True, text='tensor.data crashes the process'
+        )
     names = [f'input_{index}' for index, _ in enumerate(tensors_in(args))]
     try:
         copied = tuple(copies(list(args)))
         export_module(copy_of(module), copied, exporter=exporter, opset=opset, input_names=names)
     except ExportError as error:
         return refused(exporter, opset, error)
-    return Trial(exporter, opset)
+    return TrialExport(exporter, opset)
 
 
-def refused(exporter: str, opset: int | None, error: Exception) -> Trial:
+def refused(exporter: str, opset: int | None, error: Exception) -> TrialExport:
     """Trial of an exporter that failed, with the innermost cause and the user's line."""
     cause: BaseException = error
     while cause.__cause__ is not None:
@@ -69,7 +71,7 @@ def refused(exporter: str, opset: int | None, error: Exception) -> Trial:
     frames = FRAME.findall(f'{error.__cause__}') or frames
     site = site_of_trace(frames[::-1])
     text = text if site is None else f'{site.text}: {text}'
-    return Trial(exporter, opset or OPSETS[exporter][0], refused=True, text=text)
+    return TrialExport(exporter, opset or OPSETS[exporter][0], refused=True, text=text)
 
 
 def unknown_operators(graph: torch._C.Graph, opset: int) -> list[Event]:

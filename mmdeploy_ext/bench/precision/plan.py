@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mmdeploy_ext.exporting.int8.dense import DenseQuantiser
-    from mmdeploy_ext.exporting.precision_plan import Kept, Models
+    from mmdeploy_ext.exporting.precision_plan import KeptResults, Models
 
 
 # Which units of a network must stay in a higher precision to keep its results.
@@ -47,27 +47,27 @@ class Search:
     """A search over units; `run` puts them into the higher precision.
 
     Attributes:
-        run: units in the higher precision -> `Kept`.
+        run: units in the higher precision -> `KeptResults`.
         least: share of the results.
         most: runs.
-        trials: units -> `Kept`, in the order of the runs.
+        trials: units -> `KeptResults`, in the order of the runs.
     """
 
-    run: Callable[[Collection[str]], Kept]
+    run: Callable[[Collection[str]], KeptResults]
     least: float
     most: int = MOST_TRIALS
-    trials: dict[frozenset[str], Kept] = dataclasses.field(default_factory=dict)
+    trials: dict[frozenset[str], KeptResults] = dataclasses.field(default_factory=dict)
 
-    def kept(self, units: Collection[str]) -> Kept:
+    def tried(self, units: Collection[str]) -> KeptResults:
         key = frozenset(units)
         if key not in self.trials:
             self.trials[key] = self.run(units)
         return self.trials[key]
 
     def holds(self, units: Collection[str]) -> bool:
-        return self.kept(units).share >= self.least
+        return self.tried(units).share >= self.least
 
-    def higher(self, sizes: Mapping[str, float], start: Kept) -> list[str]:
+    def higher(self, sizes: Mapping[str, float], start: KeptResults) -> list[str]:
         """Return the units that need the higher precision; `sizes`: unit -> what is halved, worst unit first.
 
         ExportError: even with all units there, `start` loses the share.
@@ -77,7 +77,7 @@ class Search:
         if start.share < self.least:
             raise ExportError(
                 f'a share of {self.least:g} cannot be reached: with all modules in the higher precision '
-                f'{start.text} are kept, with none {self.kept(()).text}; ask for {start.share:.4f} at most, '
+                f'{start.text} are kept, with none {self.tried(()).text}; ask for {start.share:.4f} at most, '
                 f'or find what else differs: {tool("verify")}'
             )
         units = list(sizes)
@@ -140,13 +140,13 @@ class Planner:
     def __init__(
         self,
         models: Models,
-        run: Callable[[Models], Kept],
+        run: Callable[[Models], KeptResults],
         feeds: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
         keep: Sequence[str] = (),
         quantiser: DenseQuantiser | None = None,
         quantised: str = '',
         layers: Sequence[str] = (),
-        count: Callable[[Models], Kept] | None = None,
+        count: Callable[[Models], KeptResults] | None = None,
     ) -> None:
         self.count = count
         self.models, self.run, self.feeds, self.keep = models, run, feeds, tuple(keep)
@@ -163,7 +163,7 @@ class Planner:
         """See `exporting.precision_plan.written`."""
         return written(self.models, lower, patterns, layers, self.quantiser, self.quantised)
 
-    def plan(self, precisions: Sequence[str], least: float, before: Kept) -> Plan:
+    def plan(self, precisions: Sequence[str], least: float, before: KeptResults) -> Plan:
         """Find the plan for 'int8', 'fp16' or 'bf16', lowest first; `before`: kept in float32."""
         begin = time.process_time()
         lower = next((name for name in precisions if name in LOWER), 'fp32')
@@ -174,11 +174,11 @@ class Planner:
             search = Search(lambda units: self.run(self.written(lower, self._patterns(units))), least)
             cheap = self._cheap(lower)
             is_enough = not search.holds(()) and search.holds(cheap)
-            units, start = (cheap, search.kept(cheap)) if is_enough else (list(self.units), before)
+            units, start = (cheap, search.tried(cheap)) if is_enough else (list(self.units), before)
             damages, needed = self._searched(search, units, start, lambda: self._damages(lower))
             for path, measured in self._measured.items():
                 measured.see_values(needed, self.feeds[path][:SAMPLES])
-            patterns, kept, lowest = self._patterns(needed), search.kept(needed), search.kept(())
+            patterns, kept, lowest = self._patterns(needed), search.tried(needed), search.tried(())
             trials += len(search.trials)
             rows += [self._row(unit, 'fp32', damages, lower, search, needed) for unit in needed]
         layers: list[str] = []
@@ -189,7 +189,7 @@ class Planner:
                 MOST_TRIALS_INT8,
             )
             damages, needed = self._searched(search, self.layers, kept, self._damages_of_layers)
-            layers, kept, lowest = self._int8(needed), search.kept(needed), search.kept(())
+            layers, kept, lowest = self._int8(needed), search.tried(needed), search.tried(())
             trials += len(search.trials)
             rows += [self._row(unit, lower, damages, 'int8', search, needed) for unit in needed]
         required = collections.Counter(
@@ -223,7 +223,11 @@ class Planner:
         return [unit for unit, end in zip(units, ends, strict=True) if end <= CHEAP]
 
     def _searched(
-        self, search: Search, units: Sequence[str], before: Kept, measure: Callable[[], dict[str, Damage]]
+        self,
+        search: Search,
+        units: Sequence[str],
+        before: KeptResults,
+        measure: Callable[[], dict[str, Damage]],
     ) -> tuple[dict[str, Damage], list[str]]:
         if search.holds(()):
             return {}, []

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.base.errors import DataError, UsageError
 from mmdeploy_ext.engines.base import attempt, record_runs
 from mmdeploy_ext.exporting.int8 import digest
-from mmdeploy_ext.exporting.precision_plan import Kept
+from mmdeploy_ext.exporting.precision_plan import KeptResults
 from mmdeploy_ext.exporting.substitution import without_limits
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.graphs.io import files as graph_files
@@ -75,7 +75,7 @@ def results_kept(
     samples: Collection[Any],
     engine: Mapping[str, Any],
     seen: Collection[bytes] = (),
-) -> list[Callable[[Sequence[str]], Kept]]:
+) -> list[Callable[[Sequence[str]], KeptResults]]:
     """Run PyTorch on the samples once; return functions from files of this export to the results they keep.
 
     The first one's samples are for a search, the second one's for its result; both leave out samples that
@@ -85,17 +85,17 @@ def results_kept(
     return [functools.partial(_kept, one) for one in rows(detector, paths, samples, engine, seen)]
 
 
-def _kept(rows_of: Rows, paths: Sequence[str]) -> Kept:
+def _kept(rows_of: Rows, paths: Sequence[str]) -> KeptResults:
     with contextlib.ExitStack() as stack:
         samples = [*rows_of(paths, stack)]
     return dataclasses.replace(kept_of([row for rows in samples for row in rows]), samples=len(samples))
 
 
-def kept_of(rows: Sequence[DetectionRow]) -> Kept:
+def kept_of(rows: Sequence[DetectionRow]) -> KeptResults:
     """Results that are kept, of all that either side has."""
     matched = sum(row.matched for row in rows)
     lost = sum(row.missing + row.extra + row.outside for row in rows)
-    return Kept(matched, matched + lost, ties=tuple(tie for row in rows for tie in row.excused))
+    return KeptResults(matched, matched + lost, ties=tuple(tie for row in rows for tie in row.excused))
 
 
 def divided(samples: Sequence[Any], scenes: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
@@ -245,9 +245,9 @@ def _unseen(
     return found
 
 
-def metric_kept(rows: Sequence[MetricRow], name: str) -> Kept:
+def metric_kept(rows: Sequence[MetricRow], name: str) -> KeptResults:
     """Return a data set metric, 0 without results; UsageError: the evaluator has no such number."""
     row = next((row for row in rows if row.name == name), None)
     if row is None:
         raise UsageError(f'--keep-metric {name}: expected one of {", ".join(row.name for row in rows)}')
-    return Kept(0.0 if math.isnan(row.candidate) else row.candidate, row.reference, name)
+    return KeptResults(0.0 if math.isnan(row.candidate) else row.candidate, row.reference, name)

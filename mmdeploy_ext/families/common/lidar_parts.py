@@ -63,12 +63,12 @@ class OfModel(nn.Module):
         self.model = model
 
 
-Watch = Callable[[tuple[Tensor, ...], Any], dict[str, Any]]
+Hook = Callable[[tuple[Tensor, ...], Any], dict[str, Any]]
 """(positional inputs, output) of a module -> values by name."""
 
 
 @contextlib.contextmanager
-def watching(hooks: Mapping[nn.Module, Watch]) -> Iterator[dict[str, Any]]:
+def collected(hooks: Mapping[nn.Module, Hook]) -> Iterator[dict[str, Any]]:
     """Collect the values of `hooks` when their modules run inside the block."""
     values: dict[str, Any] = {}
 

@@ -10,7 +10,7 @@ from mmdet3d.core.bbox import Box3DMode
 
 from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.last_test import LastTest
-from mmdeploy_ext.families.common.lidar_parts import Watch, bev_of, parts_of, watching
+from mmdeploy_ext.families.common.lidar_parts import Hook, bev_of, collected, parts_of
 from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.families.common.pillars import width_of_points
 from mmdeploy_ext.families.common.samples import BOX_TYPES, detections_in_1x
@@ -93,7 +93,7 @@ class LidarReference(abc.ABC):
         points = np.array(sweep.points, np.float32)  # not what the check returns, which the runner takes too
         tap('points', torch.from_numpy(points))
         data = self.forward_arguments(sweep, points)
-        with single_thread(), watching(self.hooks()) as watched:
+        with single_thread(), collected(self.hooks()) as watched:
             (result,) = self.test.run(return_loss=False, rescale=True, **data)
         head_outputs = zip(self.output_names, self.flatten(watched.pop('head')), strict=True)
         tensors = dict(watched, **dict(head_outputs))
@@ -115,7 +115,7 @@ class LidarReference(abc.ABC):
         )
         return dict(points=[[torch.from_numpy(points).to(self.device)]], img_metas=[[meta]])
 
-    def hooks(self) -> dict[torch.nn.Module, Watch]:
+    def hooks(self) -> dict[torch.nn.Module, Hook]:
         """Return module -> function of its inputs and output that returns tensors by name."""
         return {
             self.parts.middle_encoder: lambda _, output: dict(bev=bev_of(output)),

@@ -29,7 +29,7 @@ from mmdeploy_ext.exporting.int8.dense import (
     finish_model,
     layers_in_int8,
 )
-from mmdeploy_ext.exporting.precision_plan import Kept
+from mmdeploy_ext.exporting.precision_plan import KeptResults
 from mmdeploy_ext.graphs import run
 from toy_engines import parse
 
@@ -149,12 +149,12 @@ def test_the_search_returns_layers_by_their_multiplications(calibrated):
     def kept(models):
         inputs = {node.name: node.input[1] for node in models['m'].graph.node if node.op_type == 'Conv'}
         in_int8.append({layer.name for layer in graph.layers if 'rounded' in inputs[layer.nodes[0]]})
-        return Kept(0, 1)
+        return KeptResults(0, 1)
 
     layers = [layer.name for layer in graph.layers]
     settings = dict(quantiser=quantiser, quantised='m', layers=layers)
     planner = Planner(dict(m=model), kept, dict(m=batches(2)), **settings)
-    assert planner.plan(['int8'], 1.0, Kept(1, 1)).layers == []
+    assert planner.plan(['int8'], 1.0, KeptResults(1, 1)).layers == []
     assert in_int8[0] == {*layers}
     assert not {'head/last', 'net/stem'} & in_int8[1], 'half of the multiplications, not of the errors'
     assert in_int8[1]

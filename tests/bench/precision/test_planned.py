@@ -16,12 +16,19 @@ from mmdeploy_ext.exporting.int8.dense import (
     record,
     store_ranges,
 )
-from mmdeploy_ext.exporting.precision_plan import Kept, Plan, has_ranges, plan_of, with_plan, with_plan_of
+from mmdeploy_ext.exporting.precision_plan import (
+    KeptResults,
+    Plan,
+    has_ranges,
+    plan_of,
+    with_plan,
+    with_plan_of,
+)
 from mmdeploy_ext.graphs.signature import differences
 from mmdeploy_ext.proving.file_checks import compare_with_fresh_export
 from mmdeploy_ext.spec.metadata import BF16
 
-ALL = Kept(1, 1)
+ALL = KeptResults(1, 1)
 LAYERS = ['a', 'b']
 
 

@@ -13,7 +13,7 @@ from mmdeploy_ext.bench.precision.damage import Damage
 from mmdeploy_ext.bench.precision.plan import Planner, Search, check_single, plan_text
 from mmdeploy_ext.bench.precision.results_kept import divided, kept_of
 from mmdeploy_ext.exporting.int8.dense import DenseGraph, DenseQuantiser
-from mmdeploy_ext.exporting.precision_plan import Kept
+from mmdeploy_ext.exporting.precision_plan import KeptResults
 from mmdeploy_ext.graphs.io import types
 from mmdeploy_ext.graphs.io.types import infer
 from mmdeploy_ext.graphs.passes.round_half import round_half
@@ -58,7 +58,7 @@ def planner_of(model, keep=(), **quantiser):
     def kept(models):
         found = run(round_half(models['m']), dict(x=X))['y']
         near = np.abs(found - wanted).max(axis=1) <= 0.02
-        return Kept(int(near.sum()), ROWS)
+        return KeptResults(int(near.sum()), ROWS)
 
     return Planner(dict(m=model), kept, dict(m=[dict(x=X)]), keep, **quantiser), kept(dict(m=model))
 
@@ -159,11 +159,11 @@ def test_units_without_multiplications_are_tried_first():
     def kept(models):
         kinds = types.infer(models['m'])
         relus = [node for node in models['m'].graph.node if node.op_type == 'Relu']
-        return Kept(
+        return KeptResults(
             all(kinds[node.output[0]].tensor_type.elem_type == TensorProto.FLOAT for node in relus), 1
         )
 
-    plan = Planner(dict(m=model), kept, dict(m=[dict(x=X)])).plan(['fp16'], 0.999, Kept(1, 1))
+    plan = Planner(dict(m=model), kept, dict(m=[dict(x=X)])).plan(['fp16'], 0.999, KeptResults(1, 1))
     assert (plan.products, len(plan.rows)) == (dict(fp16=1.0), 20)
 
 
@@ -200,11 +200,11 @@ def test_a_pattern_without_a_module_and_a_file_below_float32_are_refused():
         check_single(half)
 
 
-ALL = Kept(100, 100)
+ALL = KeptResults(100, 100)
 
 
 def needed_units(units, needed, start=ALL):
-    search = Search(lambda higher: Kept(100 - 10 * len({*needed} - {*higher}), 100), 0.999)
+    search = Search(lambda higher: KeptResults(100 - 10 * len({*needed} - {*higher}), 100), 0.999)
     return search.higher(dict.fromkeys(units, 1.0), start), search
 
 
@@ -218,7 +218,7 @@ def test_the_search_keeps_what_the_results_need_alone():
 def test_of_equal_errors_the_unit_with_fewer_multiplications_goes_back_first():
     damages = dict(large=Damage(own=0.1, products=0.5), small=Damage(own=0.1, products=0.01))
     weights = {unit: damage.weight for unit, damage in damages.items()}
-    search = Search(lambda higher: Kept(98 + len(higher), 100), 0.99)
+    search = Search(lambda higher: KeptResults(98 + len(higher), 100), 0.99)
     assert search.higher(dict(sorted(weights.items(), key=lambda entry: -entry[1])), ALL) == ['small']
 
 
@@ -247,22 +247,22 @@ def results(count, score=0.9, label=0, start=0, step=4e-4):
 @pytest.mark.parametrize(
     ('reference', 'candidate', 'kept'),
     [
-        (results(100), results(100), Kept(100, 100)),
-        (results(40), results(100), Kept(40, 100)),
-        (results(100, 0.095), results(40, 0.095), Kept(40, 100)),
-        (results(100), [*results(20), *results(80, 0.8999, label=1, start=20)], Kept(20, 180)),
+        (results(100), results(100), KeptResults(100, 100)),
+        (results(40), results(100), KeptResults(40, 100)),
+        (results(100, 0.095), results(40, 0.095), KeptResults(40, 100)),
+        (results(100), [*results(20), *results(80, 0.8999, label=1, start=20)], KeptResults(20, 180)),
         (
             results(100),
             [*results(20), *((x + 10, *rest) for x, *rest in results(80, 0.8999, start=20))],
-            Kept(20, 180),
+            KeptResults(20, 180),
         ),
         (
             results(100),
             [*results(20), *((x + 3, *rest) for x, *rest in results(80, start=20))],
-            Kept(20, 100),
+            KeptResults(20, 100),
         ),
-        (results(100), [*results(20), *results(80, 0.8, start=20)], Kept(20, 100)),
-        (results(100), [], Kept(0, 100)),
+        (results(100), [*results(20), *results(80, 0.8, start=20)], KeptResults(20, 100)),
+        (results(100), [], KeptResults(0, 100)),
     ],
     ids=['equal', 'false', 'lost', 'labels', 'moved', 'outside', 'scores', 'none'],
 )
@@ -276,9 +276,9 @@ def test_the_last_of_a_full_list_is_excused_at_a_tie_alone():
     tied = [*results(3, step=0.1), *others]
     found = kept_of_lists(reference, tied, others, max_per_img=4)
     assert (found.share, len(found.ties)) == (1.0, 1)
-    assert kept_of_lists(reference, tied, max_per_img=4) == Kept(3, 5)
+    assert kept_of_lists(reference, tied, max_per_img=4) == KeptResults(3, 5)
     higher = [(500, 0.61, 0)]
-    assert kept_of_lists(reference, [*tied[:3], *higher], higher, max_per_img=4) == Kept(3, 5)
+    assert kept_of_lists(reference, [*tied[:3], *higher], higher, max_per_img=4) == KeptResults(3, 5)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_one_sample_cannot_be_divided():
 
 def test_the_share_of_a_plan_is_counted_on_other_samples_than_the_searchs():
     planner, before = planner_of(network(('Relu', '@', {})))
-    planner.count = lambda models: Kept(3, 4, samples=2)
+    planner.count = lambda models: KeptResults(3, 4, samples=2)
     plan = planner.plan(['fp16'], 0.999, before)
     assert (plan.to_json()['share'], plan.searched.share) == (0.75, 1.0)
     assert plan.kept.text in plan_text(plan) and plan.searched.text in plan_text(plan)
@@ -308,5 +308,5 @@ def test_the_share_of_a_plan_is_counted_on_other_samples_than_the_searchs():
 
 def test_a_share_that_float32_does_not_keep_is_refused_with_the_best():
     with pytest.raises(ExportError, match=r'0\.9900'):
-        needed_units(['a', 'b'], ['a', 'c'], start=Kept(99, 100))
-    assert needed_units(['a', 'b'], ['a'], start=Kept(999, 1000))[0] == ['a']
+        needed_units(['a', 'b'], ['a', 'c'], start=KeptResults(99, 100))
+    assert needed_units(['a', 'b'], ['a'], start=KeptResults(999, 1000))[0] == ['a']

@@ -11,7 +11,7 @@ from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FEATURES, check_camera
 from mmdeploy_ext.families.anchor3d.mvxnet.samples import generated, mirrored, one_point_frame
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
-from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.runtime.frames import FusedFrame
 from mmdeploy_ext.spec.preparation import FusionRule
 
@@ -40,7 +40,7 @@ class MvxNetReference(AnchorReference):
             tap(name, torch.from_numpy(matrix[None]))
         return arguments | dict(img=[image.to(self.device)])
 
-    def hooks(self) -> dict[torch.nn.Module, Watch]:
+    def hooks(self) -> dict[torch.nn.Module, Hook]:
         encoder = self.parts.voxel_encoder
         return {encoder: lambda _, output: {FEATURES: output[0]}, **super().hooks()}
 

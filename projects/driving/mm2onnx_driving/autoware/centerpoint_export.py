@@ -24,7 +24,7 @@ from mm2onnx_driving.folder_rules import node_cells
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.centerpoint.reference import CenterPointReference
 from mmdeploy_ext.families.common.lidar_graphs import DenseHead, head_spec
-from mmdeploy_ext.families.common.lidar_parts import parts_of, prefix_of, watching
+from mmdeploy_ext.families.common.lidar_parts import collected, parts_of, prefix_of
 from mmdeploy_ext.families.common.pillars import SCATTER
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep
@@ -109,7 +109,7 @@ class NodeReference(CenterPointReference):
             cells = inputs[2].cpu().numpy()  # sample, z, y, x
             return {PILLARS: rows.cpu().numpy()[np.lexsort((cells[:, 3], cells[:, 2])), None]}
 
-        with watching({self.parts.voxel_encoder: pillar_features}) as pillars:
+        with collected({self.parts.voxel_encoder: pillar_features}) as pillars:
             raw = super().step(sweep).outputs
         outputs = {name: raw[f'{name}_0'] for name in OUTPUTS}
         objects = self._objects({name: torch.from_numpy(value) for name, value in outputs.items()})

@@ -16,7 +16,7 @@ from mm2onnx_driving.bevdet.runtime import VIEW
 from mm2onnx_driving.common.camera_reference import array
 from mm2onnx_driving.common.lift_graphs import view_axes
 from mm2onnx_driving.common.lift_reference import LiftReference, sensor_poses
-from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 
 KEPT = (
@@ -69,7 +69,7 @@ class BevDetReference(LiftReference):
         handle.remove()
         return array(seen[0])[0]
 
-    def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
+    def hooks(self, frame: Frame) -> Mapping[nn.Module, Hook]:
         def maps(inputs: Any, tasks: Any) -> dict[str, Any]:
             named = enumerate(tasks)
             return {

@@ -16,7 +16,7 @@ from mm2onnx_driving.bevfusion.model.rig import Rig, read_rig
 from mm2onnx_driving.bevfusion.runtime.frames import check_images
 from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.last_test import LastTest
-from mmdeploy_ext.families.common.lidar_parts import Watch, watching
+from mmdeploy_ext.families.common.lidar_parts import Hook, collected
 from mmdeploy_ext.families.common.samples import detections
 from mmdeploy_ext.families.sequence_reference import not_compared
 from mmdeploy_ext.families.synthetic.moments import fused_frames, plain_moment
@@ -87,11 +87,11 @@ class BEVFusionReference:
             points=None if cloud is None else [cloud],
             img=None if images is None else [images],
         )
-        of_head: dict[torch.nn.Module, Watch] = {
+        of_head: dict[torch.nn.Module, Hook] = {
             self.model.heads['object']: lambda _, output: dict(predictions=output)
         }
         with torch.no_grad(), single_thread():
-            with watching(of_head) as watched, watching(self.hooks()) as tensors:
+            with collected(of_head) as watched, collected(self.hooks()) as tensors:
                 (result,) = self.test.run(return_loss=False, rescale=True, **data)
             if images is not None:
                 tensors |= self.of_rig(read_rig([frame.calibration], self.device, images.shape[1]))
@@ -133,8 +133,8 @@ class BEVFusionReference:
             images = torch.from_numpy(np.array(frame.images, np.float32))[None].to(self.device)
         return images, cloud
 
-    def hooks(self) -> dict[torch.nn.Module, Watch]:
-        hooks: dict[torch.nn.Module, Watch] = {}
+    def hooks(self) -> dict[torch.nn.Module, Hook]:
+        hooks: dict[torch.nn.Module, Hook] = {}
         if 'lidar' in self.model.sensors:
             hooks[self.model.encoders['lidar'].encoder] = lambda _, output: dict(bev=output)
         if 'camera' in self.model.sensors and transform_of(self.model).uses_points:

@@ -10,7 +10,7 @@ from torch import nn
 
 from mm2onnx_driving.common.camera_reference import CameraReference, array
 from mm2onnx_driving.common.runtime.bev_frames import record_of
-from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.families.synthetic.moments import changed_drive, record_drive
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS, TIE_CELLS, YAW_DEG, rotation_ties
 from mmdeploy_ext.runtime.frames import Frame, StreamState
@@ -82,7 +82,7 @@ class BevReference(CameraReference):
         record_of(frame, self.model.can_bus_orientation)
         return given_record(frame)
 
-    def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
+    def hooks(self, frame: Frame) -> Mapping[nn.Module, Hook]:
         return {self.head: lambda inputs, outputs: outputs}
 
     def data(self, frame: Frame, is_first: bool) -> dict[str, Any]:

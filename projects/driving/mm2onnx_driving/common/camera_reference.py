@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmdeploy_ext.base.errors import ShapeError
 from mmdeploy_ext.base.taps import collect_taps, tap
 from mmdeploy_ext.exporting.last_test import LastTest
-from mmdeploy_ext.families.common.lidar_parts import Watch, watching
+from mmdeploy_ext.families.common.lidar_parts import Hook, collected
 from mmdeploy_ext.families.common.samples import detections_in_1x
 from mmdeploy_ext.families.sequence_reference import not_compared
 from mmdeploy_ext.runtime import frame_checks
@@ -59,7 +59,7 @@ class CameraReference(abc.ABC):
         """Return a copied frame as the test loader gives it."""
 
     @abc.abstractmethod
-    def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
+    def hooks(self, frame: Frame) -> Mapping[nn.Module, Hook]:
         """Return module -> function of its inputs and output that returns tensors by name."""
 
     @abc.abstractmethod
@@ -122,7 +122,7 @@ class CameraReference(abc.ABC):
         frame_checks.check_fields(frame, self.reads, cameras)
         is_first = self.is_first(frame)
         data, hooks = self.data(frame, is_first), self.hooks(frame)
-        with torch.no_grad(), collect_taps() as taps, watching(hooks) as values, self.further_taps(frame):
+        with torch.no_grad(), collect_taps() as taps, collected(hooks) as values, self.further_taps(frame):
             results = self.test.run(**data)
         self._last = StreamState({}, copy.copy(frame.ego_pose), frame.timestamp_s, frame.scene_token)
         was_reset = self.was_reset(is_first)

@@ -14,7 +14,7 @@ from mm2onnx_driving.common.lift_reference import LiftReference
 from mm2onnx_driving.flashocc.graphs import center_branches, centers_of
 from mm2onnx_driving.flashocc.instances import CENTER_MAPS, FIRST_ID
 from mm2onnx_driving.flashocc.runtime import LOGITS
-from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.runtime.occupancy import Instances, Occupancy
 from mmdeploy_ext.runtime.tasks.occupancy import PLACE_BAR, SCORE_BAR
@@ -31,7 +31,7 @@ class FlashOccReference(LiftReference):
             self.parts |= zip(CENTER_MAPS, center_branches(self.centers), strict=True)
             self.outputs = tuple(self.parts)
 
-    def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
+    def hooks(self, frame: Frame) -> Mapping[nn.Module, Hook]:
         return {part: lambda inputs, output, name=name: {name: output} for name, part in self.parts.items()}
 
     def tensors(self, values: Mapping[str, torch.Tensor], was_reset: bool) -> dict[str, np.ndarray]:

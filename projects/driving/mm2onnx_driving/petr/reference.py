@@ -12,7 +12,7 @@ from mm2onnx_driving.common.runtime.query_boxes import PREDICTIONS
 from mm2onnx_driving.petr.graphs import frames_of
 from mm2onnx_driving.petr.runtime import READS, camera_times
 from mmdeploy_ext.base.errors import DataError
-from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.families.synthetic.moments import special_drive
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.spec.preparation import MultiViewRule
@@ -79,7 +79,7 @@ class PetrReference(CameraReference):
         self._seen = dict([*self._seen.items()][-2:])
         return result
 
-    def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
+    def hooks(self, frame: Frame) -> Mapping[nn.Module, Hook]:
         count = len(frame.images)
         return {
             self.head.position_encoder: lambda inputs, outputs: dict(pos_embed=outputs[None, :count]),

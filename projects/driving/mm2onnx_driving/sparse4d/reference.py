@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mm2onnx_driving.common.camera_reference import array
 from mm2onnx_driving.common.instance_reference import InstanceReference, first_refinement, first_scores
 from mm2onnx_driving.common.runtime.instance_boxes import InstanceBoxes
-from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 
 CACHED = ('cached_feature', 'cached_anchor', 'confidence')
@@ -40,7 +40,7 @@ class Sparse4DReference(InstanceReference):
     def is_first(self, frame: Frame) -> bool:
         return self.bank.cached_anchor is None
 
-    def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
+    def hooks(self, frame: Frame) -> Mapping[nn.Module, Hook]:
         return {  # our layers are not called: our head taps these two by itself
             self.head: lambda inputs, outputs: dict(outputs, rows=inputs[0][0]),
             self.head.layers[-1]: lambda inputs, refined: dict(instance_feature=inputs[0]),

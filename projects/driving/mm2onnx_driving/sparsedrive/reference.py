@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mm2onnx_driving.common.camera_reference import array
 from mm2onnx_driving.common.instance_reference import InstanceReference, first_scores
 from mm2onnx_driving.layers.sparse_instances.steps import CENTRE, COSINE, LOG_SIZE, SINE
-from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.runtime.driving import DrivingScene, command_of
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 
@@ -50,7 +50,7 @@ class SparseDriveReference(InstanceReference):
     def is_first(self, frame: Frame) -> bool:
         return self._last is None
 
-    def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
+    def hooks(self, frame: Frame) -> Mapping[nn.Module, Hook]:
         encoder = self.head.motion_plan_head.instance_queue.ego_feature_encoder
         return {
             self.head: lambda inputs, outputs: dict(outputs=outputs, feature=inputs[0][0]),

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from mm2onnx_driving.common.camera_reference import array
 from mm2onnx_driving.common.instance_reference import first_refinement
 from mm2onnx_driving.sparsedrive.reference import SparseDriveReference
-from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 
 ABSENT = -2
@@ -83,7 +83,7 @@ class UpstreamReference(SparseDriveReference):
         queue.ego_anchor_queue = [*tensors['ego_anchor'][:, None].unbind(2)]
         queue.ego_period, queue.prev_ego_status = tensors['ego_period'][None], tensors['ego_status']
 
-    def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
+    def hooks(self, frame: Frame) -> Mapping[nn.Module, Hook]:
         hooks = dict(super().hooks(frame))
         for head, title in ((self.head.det_head, ''), (self.head.map_head, 'map_')):
             first = first_refinement(head)

@@ -14,7 +14,7 @@ from mm2onnx_driving.streampetr.memory import FIELDS, to_global, to_local
 from mm2onnx_driving.streampetr.model.live import is_ours, memory_of, set_memory, tap_geometry, tapped
 from mm2onnx_driving.streampetr.model.memory import Memory
 from mm2onnx_driving.streampetr.runtime import StreamPetrOnnx
-from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.families.synthetic.moments import special_drive
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.spec.preparation import MultiViewRule
@@ -43,7 +43,7 @@ class StreamPetrReference(CameraReference):
         set_memory(self.head, Memory(*(torch.from_numpy(memory[field]).to(self.device) for field in FIELDS)))
         self.model.prev_scene_token = state.scene_token
 
-    def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
+    def hooks(self, frame: Frame) -> Mapping[nn.Module, Hook]:
         return {}
 
     @contextlib.contextmanager

@@ -16,7 +16,7 @@ from mm2onnx_driving.common.bev_reference import BevReference
 from mm2onnx_driving.common.camera_reference import array
 from mm2onnx_driving.vad.model.steps import bounds_of
 from mm2onnx_driving.vad.runtime import OUTPUTS
-from mmdeploy_ext.families.common.lidar_parts import Watch
+from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.runtime.driving import DrivingScene, command_of
 from mmdeploy_ext.runtime.frames import Frame, StepResult
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
@@ -33,7 +33,7 @@ class VadReference(BevReference):
         result = super().step(frame)
         return dataclasses.replace(result, undecided=undecided(self.head, result.outputs))
 
-    def hooks(self, frame: Frame) -> Mapping[nn.Module, Watch]:
+    def hooks(self, frame: Frame) -> Mapping[nn.Module, Hook]:
         return {self.head: self.kept}
 
     def kept(self, inputs: Any, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.exporting.sparse import libspconv
 from mmdeploy_ext.exporting.sparse.fold import fold, reorder
 from mmdeploy_ext.exporting.sparse.trace import layer_sources
-from mmdeploy_ext.families.common.lidar_parts import OfModel, Watch
+from mmdeploy_ext.families.common.lidar_parts import Hook, OfModel
 from mmdeploy_ext.families.common.sparse_graph import backbone_graph, model_spec, traced_encoder
 from mmdeploy_ext.families.contracts import Contract
 from mmdeploy_ext.spec.options import Options
@@ -179,7 +179,7 @@ class CudaReference(BEVFusionReference):
     def of_files(self, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {'heads.object.forward': predictions_of({name: outputs[name] for name in HEAD})}
 
-    def hooks(self) -> dict[torch.nn.Module, Watch]:
+    def hooks(self) -> dict[torch.nn.Module, Hook]:
         transform = transform_of(self.model)
 
         def lifted(_: object, joint: torch.Tensor) -> dict[str, torch.Tensor]:
