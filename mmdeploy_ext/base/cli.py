@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import functools
 import os
 import re
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
 Item = TypeVar('Item')
 OUTPUT_SPELLINGS = ('--output', '--output-file')
 """Other spellings of --out, which the help does not show."""
+ELSEWHERE = {
+    '--threshold': '--score-thr',
+    '--conf-thres': '--score-thr',
+    '--imgsz': '--shape',
+    '--weights': 'CHECKPOINT',
+}
+"""Options of other detectors' tools -> ours."""
 EXTRAS = dict(matplotlib='draw', openvino='openvino', nncf='nncf')
 """Package -> extra of this project that installs it."""
 
@@ -75,7 +83,12 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def _hint(self, option: str, options: Sequence[str]) -> str:
         advice = self.elsewhere.get(option) or self.other_kinds(option)
-        return f'; {option} {advice}' if advice else did_you_mean(option, options)
+        if advice:
+            return f'; {option} {advice}'
+        usual = difflib.get_close_matches(option, ELSEWHERE, 1, 0.85)
+        ours = ELSEWHERE[usual[0]] if usual else ''
+        known = ours in options or ours.isupper()
+        return f'; did you mean {ours}?' if known else did_you_mean(option, options)
 
     def error(self, message: str) -> NoReturn:
         if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message, re.DOTALL):
@@ -367,7 +380,10 @@ def writes(action: argparse.Action, *files: str) -> argparse.Action:
 
 
 def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Register the files of a command line; UsageError if an output is also an input."""
+    """Register the files of a command line; UsageError if an output is also an input.
+
+    Raises the error about a missing config or checkpoint, too, before a library is imported.
+    """
     for action in _actions(parser, args):
         value = getattr(args, action.dest, None)
         files = getattr(action, 'writes', ('{}',) if action.dest == 'json' else None)
@@ -380,6 +396,10 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
             graphs = [file for word in words for file in Path(word).glob('*.onnx')]
             run.reads(f'a graph of {name}', graphs)
             run.reads(f'the weights of {name}', (f'{file}.data' for file in (*words, *graphs)))
+            if value and action.dest in ('config', 'checkpoint'):
+                from mmdeploy_ext.base.config import check_checkpoint_file, check_config_file
+
+                (check_config_file if action.dest == 'config' else check_checkpoint_file)(value)
         elif value is not None:
             paths = [file.format(value) for file in files if file] if str(value).strip() else ['']
             run.writes(option, paths)

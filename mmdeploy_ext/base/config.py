@@ -19,7 +19,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdeploy_ext.base.errors import ConfigError, Mm2OnnxError, UsageError, one_line, printable
+from mmdeploy_ext.base.errors import (
+    CheckpointError,
+    ConfigError,
+    Mm2OnnxError,
+    UsageError,
+    one_line,
+    printable,
+)
 from mmdeploy_ext.base.user_modules import (
     FITTING_VERSIONS,
     find_modules,
@@ -240,7 +247,7 @@ def load_config(path: str, overrides: Mapping[str, Any] | None = None) -> Any:
     A config of mmdet 3 with its overrides is translated. ConfigError: missing file, syntax error, failing
     import, unfitting override, or a config of mmdet 3 with parts that are not known here.
     """
-    _check_config_file(path)
+    check_config_file(path)
     try:
         use_libraries_of(path, lambda: _types_of_others(path))
         cfg = read_config(path)
@@ -376,7 +383,7 @@ def is_config3(cfg: Mapping[str, Any]) -> bool:
     return 'data_preprocessor' in (cfg.get('model') or ()) or any(key in cfg for key in keys)
 
 
-def _check_config_file(path: str) -> None:
+def check_config_file(path: str) -> None:
     if Path(path).is_dir():
         raise ConfigError(f'{path}: is a folder; pass the config file in it')
     if not Path(path).is_file():
@@ -386,6 +393,15 @@ def _check_config_file(path: str) -> None:
             f'{path}: is not a config; expected a file ending in {", ".join(CONFIG_SUFFIXES)}; the config '
             f'comes before the checkpoint'
         )
+
+
+def check_checkpoint_file(path: str) -> None:
+    if Path(path).is_dir():
+        raise CheckpointError(f'{path}: is a folder; pass the checkpoint file in it')
+    if not Path(path).exists():
+        raise CheckpointError(f'{path}: no such checkpoint file')
+    if not Path(path).is_file():
+        raise CheckpointError(f'{path}: is a pipe or a device; copy the checkpoint to a file')
 
 
 def _only_in_mmengine(path: str) -> bool:

@@ -10,6 +10,7 @@ from mmdeploy_ext.base.errors import after_weights
 from mmdeploy_ext.base.files import write_json
 from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.spec.options import check_opset
 from mmdeploy_ext.upstream import compat
 
 if TYPE_CHECKING:
@@ -58,7 +59,6 @@ def run(args: argparse.Namespace) -> int:
     compat.apply()
     from mmdeploy_ext.bench.lint.report import print_report
     from mmdeploy_ext.bench.lint.rules import EXPORTERS
-    from mmdeploy_ext.exporting.export import check_opset
     from mmdeploy_ext.families.detector import build, load_weights, read_config
 
     exporters = EXPORTERS if args.exporter == BOTH else (args.exporter,)

@@ -15,7 +15,7 @@ from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.base.pixels import parse_shape
 from mmdeploy_ext.engines.registry import engine_settings, file_engines
-from mmdeploy_ext.spec.options import PRECISIONS, Option
+from mmdeploy_ext.spec.options import PRECISIONS, Option, check_opset
 from mmdeploy_ext.spec.registry import detector_options
 
 if TYPE_CHECKING:
@@ -240,8 +240,6 @@ def option_values(args: argparse.Namespace, declared: Iterable[Option]) -> dict[
 
 def graph_values(args: argparse.Namespace) -> dict[str, Any]:
     """Given options of `add_graph_arguments` by name."""
-    from mmdeploy_ext.exporting.export import check_opset
-
     values = option_values(args, detector_options())
     if args.skip_postprocess:
         if values.get('form', 'raw') != 'raw':

@@ -12,6 +12,7 @@ from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import Mm2OnnxError, UsageError, after_weights, one_line
 from mmdeploy_ext.base.files import write_json
 from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.spec.options import check_opset
 
 if TYPE_CHECKING:
     import argparse
@@ -156,8 +157,6 @@ def run(args: argparse.Namespace) -> int:
 
     names = read_names(args.names) if args.names else {}
     if args.opset_version:
-        from mmdeploy_ext.exporting.export import check_opset
-
         check_opset(args.opset_version, args.exporter)
     if args.parts == [SAMPLES]:
         from mmdeploy_ext.proving.parts.export import read_model

@@ -45,7 +45,7 @@ from mmdeploy_ext.graphs.passes.norms import replace_group_norm
 from mmdeploy_ext.graphs.passes.rename import apply_spec, check_axes, name_ends
 from mmdeploy_ext.graphs.passes.simplify import simplify
 from mmdeploy_ext.spec.metadata import Metadata
-from mmdeploy_ext.spec.options import DEFAULT_OPSET, Options
+from mmdeploy_ext.spec.options import DEFAULT_OPSET, OPSETS, Options, check_opset
 from mmdeploy_ext.spec.tensors import GraphSpec, Stage
 from mmdeploy_ext.upstream import compat
 from mmdeploy_ext.upstream.compat.import_hook import patched
@@ -185,9 +185,6 @@ def _has_no_view(node: Any) -> bool:
     return True
 
 
-OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
-"""Exporter -> first and last opset that it writes in torch 2.13 (measured; dynamo writes 18 if asked for 11).
-"""
 FIRST_OF_FUNCTIONS = 8
 """IR version of the first files with local functions."""
 STACK_TRACE = 'pkg.torch.onnx.stack_trace'
@@ -355,16 +352,6 @@ def default_group_norm(module: torch.nn.Module) -> str:
     backbone = getattr(module, 'backbone', None)
     parts = backbone.modules() if isinstance(backbone, torch.nn.Module) else ()
     return 'exact' if any(isinstance(part, torch.nn.GroupNorm) for part in parts) else ''
-
-
-def check_opset(opset: int, exporter: str, option: str = '') -> None:
-    if exporter not in OPSETS:
-        raise UsageError(f'--exporter {exporter}: expected one of {", ".join(OPSETS)}')
-    low, high = OPSETS[exporter]
-    if not low <= opset <= high:
-        raise UsageError(
-            f'{option or f"--opset-version {opset}"}: the {exporter} exporter writes opsets {low} to {high}'
-        )
 
 
 def run(

@@ -10,6 +10,19 @@ from mmdeploy_ext.base.errors import UsageError
 
 DEFAULT_OPSET = 17
 """LayerNormalization is one operator from 17 on; TensorRT 10 gets GridSample of 20 wrong."""
+OPSETS = {'torchscript': (11, 20), 'dynamo': (18, 20)}
+"""Exporter -> first and last opset that it writes in torch 2.13 (measured; dynamo writes 18 if asked for 11).
+"""
+
+
+def check_opset(opset: int, exporter: str, option: str = '') -> None:
+    if exporter not in OPSETS:
+        raise UsageError(f'--exporter {exporter}: expected one of {", ".join(OPSETS)}')
+    low, high = OPSETS[exporter]
+    if not low <= opset <= high:
+        raise UsageError(
+            f'{option or f"--opset-version {opset}"}: the {exporter} exporter writes opsets {low} to {high}'
+        )
 
 
 @dataclasses.dataclass(frozen=True)

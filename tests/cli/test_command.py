@@ -3,6 +3,8 @@
 import importlib
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -82,6 +84,8 @@ def test_the_doctor_asks_for_no_more_than_is_needed_to_run_files(installed):
         ((), 'COMMAND'),
         (('rum',), 'did you mean run?'),
         (('graph', 'shwo', MODEL), 'did you mean show'),
+        (('run', MODEL, PICTURE, '--treshold', '0.5'), 'did you mean --score-thr?'),
+        (('export', 'c', 'k', '--weights', 'k'), 'did you mean CHECKPOINT?'),
         (('run', MODEL), 'images'),
         (('run', MODEL, 'a.bin'), 'images'),
         (('check', MODEL), 'libspconv'),
@@ -99,6 +103,28 @@ def test_the_doctor_asks_for_no_more_than_is_needed_to_run_files(installed):
 )
 def test_what_cannot_be_ends_with_status_2_and_one_line(capsys, words, expected):
     assert expected in refused(capsys, command.main, *words)
+
+
+def test_wrong_files_are_refused_before_torch_is_imported():
+    commands = [
+        'export no.py no.pth',
+        'export no.py no.pth --parts list',
+        'export --backbone no.py no.pth --out x.onnx',
+        f'export {PICTURE} {__file__}',
+        f'export {__file__} no.pth',
+        f'test {__file__} no.pth --eval bbox',
+        f'verify {__file__} no.pth {MODEL}',
+        f'lint {__file__} no.pth',
+        'benchmark no.py no.pth',
+    ]
+    code = (
+        'import sys; from mmdeploy_ext.cli import command; '
+        'left = [command.main(words.split()) for words in sys.argv[1:]]; '
+        "print(left, {'torch', 'mmcv', 'onnx'} & {*sys.modules})"
+    )
+    ran = subprocess.run([sys.executable, '-c', code, *commands], capture_output=True, text=True)
+    assert ran.stdout == f'{[2] * len(commands)} set()\n', ran.stderr
+    assert ran.stderr.count('error: ') == len(commands)
 
 
 @pytest.mark.parametrize(

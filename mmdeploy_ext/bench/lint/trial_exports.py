@@ -14,7 +14,8 @@ import torch
 from mmdeploy_ext.base.errors import ExportError, one_line
 from mmdeploy_ext.bench.lint.observe import RANGE, Event, copies, copy_of, tensors_in
 from mmdeploy_ext.bench.lint.sites import site_of_trace
-from mmdeploy_ext.exporting.export import OPSETS, default_opset, export_module
+from mmdeploy_ext.exporting.export import default_opset, export_module
+from mmdeploy_ext.spec.options import OPSETS
 
 FRAME = re.compile(r'File "([^"\n]+)", line (\d+), in (\S+)')
 SYMBOLIC_OPSETS = range(7, 21)

@@ -22,7 +22,7 @@ from mmdeploy_ext.base.errors import ConfigError, ExportError, Mm2OnnxError, Ops
 from mmdeploy_ext.base.files import atomic_path, check_writable, sha256_file
 from mmdeploy_ext.base.source_code import model_classes, versions
 from mmdeploy_ext.exporting.copy import copied, prepare
-from mmdeploy_ext.exporting.export import OPSETS, default_opset, export_module, save
+from mmdeploy_ext.exporting.export import default_opset, export_module, save
 from mmdeploy_ext.exporting.torch_patches import constant_linspace
 from mmdeploy_ext.families.base import DETECTOR, claiming_family
 from mmdeploy_ext.graphs.io.index import opsets_of
@@ -38,6 +38,7 @@ from mmdeploy_ext.proving.parts.record import PartCall, Recording, record
 from mmdeploy_ext.proving.parts.refusals import checked_form, run_part
 from mmdeploy_ext.proving.parts.results import compare_filled, kept_results
 from mmdeploy_ext.proving.parts.samples import run_test_path
+from mmdeploy_ext.spec.options import OPSETS
 from mmdeploy_ext.upstream import compat
 from mmdeploy_ext.upstream.models.building import build_without_weights, registered_class
 from mmdeploy_ext.upstream.weights.checkpoint import load_checkpoint, load_strict

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mmdeploy_ext.base.cli import suppress_output
+from mmdeploy_ext.base.config import check_checkpoint_file
 from mmdeploy_ext.base.errors import CheckpointError, check_distinct, named, one_line
 from mmdeploy_ext.base.files import described_kind
 from mmdeploy_ext.base.plain_pickle import ALLOWED, PlainUnpickler
@@ -84,7 +85,7 @@ INERT_PICKLE = SimpleNamespace(Unpickler=InertUnpickler, load=_load, __name__='i
 """Replaces the module `pickle` in `torch.load`."""
 
 
-MAX_KEYS = 10
+MAX_KEYS = 3
 COPY_AGAIN = 'copy or download it again, and compare its hash with the source'
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types of float weights in a file."""
@@ -167,7 +168,7 @@ class Checkpoint:
 def read_content(path: str | Path) -> Any:
     """Read a file of `torch.save` on the CPU without running its code; CheckpointError: it cannot be read."""
     path = str(path)
-    _check_is_file(path)
+    check_checkpoint_file(path)
     try:
         if path.endswith('.safetensors'):
             return read_safetensors(path)
@@ -199,15 +200,6 @@ def read_content(path: str | Path) -> Any:
                 f'({type(error).__name__}); compare its size and hash with the source'
             )
         raise CheckpointError(message) from error
-
-
-def _check_is_file(path: str) -> None:
-    if Path(path).is_dir():
-        raise CheckpointError(f'{path}: is a folder; pass the checkpoint file in it')
-    if not Path(path).exists():
-        raise CheckpointError(f'{path}: no such checkpoint file')
-    if not Path(path).is_file():
-        raise CheckpointError(f'{path}: is a pipe or a device; copy the checkpoint to a file')
 
 
 def check_archive(path: str | Path) -> None:
@@ -314,7 +306,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not any(isinstance(value, Tensor) for value in values):
         keys = advice = ''
         if isinstance(content, dict):
-            keys = f' with keys {sorted(map(str, content))[:MAX_KEYS]}'
+            keys = f' with keys {sorted(map(str, content))[:10]}'
             advice = conversion_advice(path, content)
         objects = [value for value in (content, state_dict, *values) if isinstance(value, IgnoredObject)]
         if objects and not advice:
@@ -385,7 +377,7 @@ def check_types(path: str | Path, tensors: Mapping[str, Tensor], model: Mapping[
 
 
 def listed(keys: Sequence[str]) -> str:
-    """Number and first ten keys: '2 (a, b)' or '12 (a, ... and 2 more)'."""
+    """Number and first keys: '2 (a, b)' or '5 (a, b, c ... and 2 more)'."""
     rest = f' ... and {len(keys) - MAX_KEYS} more' if len(keys) > MAX_KEYS else ''
     return f'{len(keys)} ({", ".join(keys[:MAX_KEYS])}{rest})'
 
