@@ -26,7 +26,7 @@ from mmdeploy_ext.base.errors import (
 from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.engines.registry import engine_settings
 from mmdeploy_ext.families.base import DETECTOR, refuse
-from mmdeploy_ext.families.detector import TRACED, Detector, fit, read_config
+from mmdeploy_ext.families.detector import TRACED, Detector, fit, named_program, read_config
 from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.spec.options import MADE_FOR, TARGETS, Target
@@ -185,13 +185,9 @@ def chosen_options(detector: Detector, request: ExportRequest) -> Options:
     family, name = detector.family, request.options.get(MADE_FOR.name, '')
     target = TARGETS.get(name, Target())
     chosen = {**target.needs, **request.options}
-    try:
+    with named_program(name if target.needs else ''):
         options = family.choose(**{'opset': 0, **chosen})
         options.check(names=chosen)
-    except UsageError as error:
-        if not target.needs:
-            raise
-        raise UsageError(f'{MADE_FOR.with_value(name)}: {error}') from error
     effective = {
         option.name
         for option in options.declared

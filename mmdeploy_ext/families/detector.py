@@ -40,7 +40,7 @@ TRACED = 'traced'
 """Name of the family of traced test paths."""
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     import numpy as np
     import torch
@@ -439,6 +439,17 @@ def unfitting_names(cfg: Any, meta: Mapping[str, Any], num_classes: int) -> list
     ]
 
 
+@contextlib.contextmanager
+def named_program(name: str | None) -> Iterator[None]:
+    """Begin a UsageError with the program of `--for`, which may have set the option; '' changes nothing."""
+    try:
+        yield
+    except UsageError as error:
+        if not name:
+            raise
+        raise UsageError(f'{MADE_FOR.with_value(name)}: {error}') from error
+
+
 def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Module) -> Options:
     """Check export options against the model; `resolve` fills in open ones.
 
@@ -449,12 +460,8 @@ def check_options(options: Options, cfg: Any, family: Family, model: torch.nn.Mo
     replaced = contract_of(family, options).replaces
     resolved = resolve(options, model, family.preprocess_rule(cfg), replaced)
     try:
-        with refused_by_name(cfg):
+        with refused_by_name(cfg), named_program(resolved.get(MADE_FOR.name)):
             family.check(cfg, resolved)
-    except UsageError as error:
-        if not resolved.get(MADE_FOR.name):
-            raise
-        raise UsageError(f'{MADE_FOR.with_value(resolved[MADE_FOR.name])}: {error}') from error
     except ConfigError as error:
         if '--postprocess raw' in str(error):  # suggest it if it works
             from mmdeploy_ext.families.first_run import check_forward
@@ -474,7 +481,8 @@ def check_picture_options(options: Options, cfg: Any, family: ImageFamily, model
     from mmdeploy_ext.families.first_run import check_export
 
     resolved = check_options(options, cfg, family, model)
-    check_export(family, cfg, resolved, model)
+    with named_program(resolved.get(MADE_FOR.name)):
+        check_export(family, cfg, resolved, model)
     return resolved
 
 

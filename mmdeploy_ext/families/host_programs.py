@@ -125,7 +125,8 @@ def _most_results(spec: GraphSpec, facts: Any) -> int:
     typed = '--outputs efficient-nms'
     if outputs.keys() not in RESULTS or ('dets' in outputs and outputs['dets'].axes[2] != 5):
         raise UsageError(
-            f'{typed}: requires a model of upright boxes without masks; the outputs are {", ".join(outputs)}'
+            f'{typed}: requires a model of upright boxes without masks; the outputs are '
+            f'{", ".join(outputs)}: export without it'
         )
     rows = outputs['labels'].axes[1]
     most = rows if isinstance(rows, int) else getattr(facts, 'max_per_img', -1)

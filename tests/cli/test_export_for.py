@@ -9,6 +9,7 @@ import pytest
 from mmdeploy_ext.api import ExportRequest, chosen_options, read_detector
 from mmdeploy_ext.base.config import mmdet_config
 from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.cli import command
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.families.detector import read_config, with_size
@@ -19,6 +20,7 @@ from mmdeploy_ext.spec.metadata import read_metadata
 from mmdeploy_ext.spec.options import LARGEST_K, LIMITS, TARGETS
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO
 
+MASKS = str(REPO / 'configs/demo/mask_rcnn_toy.py')
 CENTERPOINT = str(REPO / 'projects/configs/Autoware/centerpoint_pillar_toy.py')
 
 
@@ -89,6 +91,14 @@ def test_each_program_gets_the_options_that_it_needs(config, target, expected):
 def test_a_program_that_does_not_load_the_model_is_refused(config, target):
     with pytest.raises(UsageError, match=f'^--for {target}: '):
         chosen(config, made_for=target)
+
+
+def test_a_program_whose_outputs_a_model_cannot_have_is_named():
+    detector, options = chosen(MASKS, made_for='deepstream')
+    kind = kind_of(detector.family)
+    kind.build(detector)
+    with pytest.raises(UsageError, match=r'^--for deepstream: --outputs efficient-nms: .*masks'):
+        kind.check(detector, options)
 
 
 def test_the_proof_compares_at_the_limit_that_the_file_was_made_with(tmp_path, capsys, monkeypatch):
