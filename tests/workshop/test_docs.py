@@ -98,6 +98,15 @@ def test_anchors_of_links_are_headings(page):
     assert not wrong
 
 
+@pytest.mark.parametrize('page', ['CONTRIBUTING.md', 'docs/architecture.md'])
+def test_folders_and_modules_of_pages_for_contributors_exist(page):
+    roots = [REPOSITORY / name for name in ('mmdeploy_ext', 'projects', 'tests', 'tools', 'dev')]
+    paths = [*REPOSITORY.iterdir(), *(path for root in roots for path in root.rglob('*'))]
+    known = [f'/{path.relative_to(REPOSITORY).with_suffix("")}/' for path in paths]
+    named = {name.strip('/') for name in re.findall(r'`([a-z_]+/[a-z_/]*)`', text(page))}
+    assert not {name for name in named if not any(path.endswith(f'/{name}/') for path in known)}
+
+
 @pytest.fixture(scope='module')
 def site_map():
     spec = importlib.util.spec_from_file_location('site_map', REPOSITORY / 'docs/_site/site_map.py')

@@ -1,1 +1,1 @@
-"""The first tensor where a file leaves PyTorch: records of PyTorch for the walk of `graph/diff`."""
+"""The first tensor where a file leaves PyTorch: records of PyTorch for the walk of `graphs/diff`."""
