@@ -1,5 +1,8 @@
-"""Order of the package: no system imports another, runtimes need no PyTorch, and the core names no system."""
+"""Order of the package: no system imports another, references are no runtimes, the core names no system."""
 
+import ast
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -17,6 +20,11 @@ for name in ('torch', 'torchvision', 'mmcv', 'mmdet', 'mmdet3d', 'mmseg'):
 for name in sys.argv[1:]:
     importlib.import_module(name)
 """
+RUNTIMES = 'runtime', 'decoding', 'instances'
+"""Modules of a system that decode a file's outputs; beside these all of `RUNTIME_FOLDERS`."""
+RUNTIME_FOLDERS = 'mm2onnx_driving.common.runtime.', 'mmdeploy_ext.families.common.runtime.'
+INPUT_CHECKS = 'camera_times', 'count_tokens'
+"""Functions of a runtime that references call to refuse an input, not for a value to compare."""
 NAMING = {'moved.py', 'spec/registry.py', 'families/no_family.py'}
 """Modules of the core that name the package: old names, and the advice to install it."""
 
@@ -38,6 +46,40 @@ def test_no_system_imports_another():
         if other in SYSTEMS and other != own
     ]
     assert not wrong
+
+
+def test_shared_code_names_no_system():
+    shared = {name: text for name, text in modules().items() if name.split('.')[1] not in SYSTEMS}
+    wrong = [
+        f'{name} names {system}'
+        for name, text in shared.items()
+        for system in SYSTEMS
+        if f'mm2onnx_driving.{system}' in text
+    ]
+    assert not wrong
+
+
+def test_no_reference_uses_the_code_that_it_judges():
+    """A proof would compare that code with itself; names, constants and checks of the input are allowed."""
+    wrong, systems = [], set()
+    for name, text in modules().items():
+        system, *place = name.split('.')[1:]
+        is_reference = place[:1] == ['model'] or place[-1:] in (['reference'], ['upstream'])
+        if system not in SYSTEMS or not is_reference:
+            continue
+        systems.add(system)
+        for node in ast.walk(ast.parse(text)):
+            module = (node.module or '') if isinstance(node, ast.ImportFrom) else ''
+            if module.split('.')[-1] in RUNTIMES or module.startswith(RUNTIME_FOLDERS):
+                wrong += [f'{name} imports {one} from {module}' for one in functions_of(module, node.names)]
+    assert systems >= {'sparsedrive', 'flashocc', 'vad', 'bevdet'}
+    assert not wrong
+
+
+def functions_of(module, names):
+    source = ast.parse(inspect.getsource(importlib.import_module(module)))
+    defined = {one.name for one in source.body if isinstance(one, ast.FunctionDef)} - {*INPUT_CHECKS}
+    return [one.name for one in names if one.name in defined and not one.name.startswith('check_')]
 
 
 def test_facts_options_runtimes_and_registrations_import_without_pytorch():
