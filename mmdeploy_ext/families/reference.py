@@ -114,10 +114,6 @@ class ImageReference:
         """Most rows of an image at each inner limit, by its name in the facts, maybe after 'rpn.'."""
         return {}
 
-    def own_limits(self) -> list[str]:
-        """Lines about limits of the user's own code that no trial reached."""
-        return []
-
     def inner_tensors(
         self, tensors: Mapping[str, np.ndarray]
     ) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:

@@ -166,7 +166,7 @@ def prove_pictures(
     else:
         results.reasons += unread.reasons
     limits = limits_of(file.metadata.postprocess.to_json(), file.options)
-    verdict.unreached = [*unreached(limits, results.cases, '--images'), *first.code.own_limits()]
+    verdict.unreached = unreached(limits, results.cases, '--images')
     verdict.unreached += watch.lines(file.metadata.postprocess.to_json(), '--images')
     results.reasons += watch.other_epsilons(file.model) if claims.edited else []
     verdict.pairs = proof.pairs[:MAX_DRAWN]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.traced.mode import SHADOWS, Limit, Tracing, is_traced
+from mmdeploy_ext.exporting.traced.whole import first_difference
 
 len, min, max, int = (SHADOWS[name] for name in ('len', 'min', 'max', 'int'))
 
@@ -242,3 +243,21 @@ def test_a_number_of_columns_is_no_fact_of_the_example():
 def test_scores_and_thresholds_where_rounding_decides_are_borders():
     mode, _ = traced(cut, boxes(12))
     assert list(mode.borders) == ['topk_cut_0']
+
+
+def read_after_a_copy(rows):
+    columns = (rows * 2).t()
+    return columns.contiguous() + columns
+
+
+def scaled_by_its_size(rows):
+    return rows * float(rows.shape[0])
+
+
+def graphs(function, *examples):
+    return [torch.jit._get_trace_graph(UnderTheMode(function).eval(), (one,))[0] for one in examples]
+
+
+def test_two_traces_differ_by_what_they_compute_and_not_by_how_pytorch_stores_it():
+    assert first_difference(*graphs(read_after_a_copy, boxes(1), boxes(12))) == ''
+    assert 'test_traced_rules.py' in first_difference(*graphs(scaled_by_its_size, boxes(1), boxes(12)))

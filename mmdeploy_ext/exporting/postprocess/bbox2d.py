@@ -13,7 +13,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import (
     limit,
 )
 from mmdeploy_ext.runtime.box_coders import VOTE_SPREAD, VOTES_ABOVE
-from mmdeploy_ext.runtime.dense_facts import PRIOR_CHOICES, DenseFacts
+from mmdeploy_ext.runtime.dense_facts import DenseFacts
 from mmdeploy_ext.runtime.geometry import ious
 
 Candidates = tuple[Tensor | None, ...]
@@ -73,14 +73,14 @@ class DenseBoxPostprocess(nn.Module):
         bboxes = bboxes / scale_factor[:, None]
         scores = self._ranks(class_scores, factors)
         voters = bboxes, scores
-        if self.facts.head.choose in PRIOR_CHOICES:
+        if self.facts.head.choose == 'priors':
             # a row per (prior, class) pair
             classes = scores.shape[2]
             labels = torch.arange(classes, device=scores.device)
             labels = labels.expand(scores.shape[0], scores.shape[1], -1)
             bboxes = bboxes[:, :, None].expand(-1, -1, classes, -1).flatten(1, 2)
             scores, labels, candidates = (rows.flatten(1) for rows in (scores, labels, candidates))
-        like = scores if factors is None or self.facts.head.choose in PRIOR_CHOICES else factors
+        like = scores if factors is None or self.facts.head.choose == 'priors' else factors
         scores = torch.where(candidates, scores, torch.full_like(like, NO_CANDIDATE))
         suppress = Suppression(
             self.facts.iou_threshold,
@@ -107,13 +107,9 @@ class DenseBoxPostprocess(nn.Module):
             best, labels = scores.max(dim=2)
             return bboxes, best, factors, labels
         nms_pre = self.facts.nms_pre
-        if self.facts.head.choose in PRIOR_CHOICES:
+        if self.facts.head.choose == 'priors':
             if nms_pre > 0:
-                if self.facts.head.choose == 'factor_priors':
-                    best = factors
-                else:
-                    by_class = self.facts.head.choose == 'class_priors'
-                    best = (scores if by_class else self._ranks(scores, factors)).amax(dim=2)
+                best = self._ranks(scores, factors).amax(dim=2)
                 _, rows = best.topk(limit(nms_pre, best.shape[1]), dim=1)
                 bboxes, scores = gather_rows(bboxes, rows), gather_rows(scores, rows)
                 factors = None if factors is None else factors.gather(1, rows)

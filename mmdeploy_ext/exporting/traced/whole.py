@@ -250,6 +250,8 @@ def _rows(graph: torch._C.Graph) -> Iterator[tuple[str, tuple[int, ...], str]]:
         if node.kind() == 'prim::Constant' and node.output().type().kind() != 'FunctionType':
             constant = _constant(node.output().toIValue())
         yield node.kind(), tuple(map(number, node.inputs())), constant
+        if node.kind() == 'aten::contiguous':  # of one cell, PyTorch returns the input itself
+            numbers[node.output().unique()] = number(node.inputsAt(0))
         for value in node.outputs():
             number(value)
 

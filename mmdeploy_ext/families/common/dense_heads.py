@@ -1,6 +1,5 @@
 """The kinds of dense heads, most of mmdet 2.28.2: outputs, priors and coders.
 
-`tried_selection.py` finds which priors a head's `get_bboxes` keeps.
 Source: mmdet 2.28.2 `models/dense_heads`, `core/bbox/coder`.
 Glossary: B batch, N rows, a priors of a cell, A priors of a level, C classes, h, w size of a level's maps.
 """
@@ -11,7 +10,6 @@ import functools
 import inspect
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from types import CodeType
 from typing import Any, ClassVar
 
 import torch
@@ -328,7 +326,7 @@ class VfnetKind(HeadKind):
 class ToodKind(HeadKind):
     """`TOODHead`: boxes in strides, and scores that are roots of a product with a quality."""
 
-    own, classes = '', (-6.5, 1.3)
+    clip, own, classes = False, '', (-6.5, 1.3)
 
     def describe(self, head: nn.Module) -> Head:
         return dataclasses.replace(plain_head(head), activation='none')
@@ -605,23 +603,6 @@ def place_of_results(head: nn.Module) -> str:
 
 def _results_name(head: nn.Module) -> str:
     return next((name for base in type(head).__mro__ for name in RESULTS if name in vars(base)), '')
-
-
-def numbers_in_results(head: nn.Module) -> list[int]:
-    """Return the integers of 10 and more in the code of `place_of_results`."""
-    method = inspect.unwrap(getattr(type(head), _results_name(head)))
-    return whole_numbers(method.__code__)
-
-
-def whole_numbers(code: CodeType) -> list[int]:
-    """Return the integers of 10 and more that code has as constants, in their order."""
-    numbers = []
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            numbers += whole_numbers(constant)
-        elif type(constant) is int and constant >= 10:
-            numbers.append(constant)
-    return list(dict.fromkeys(numbers))
 
 
 def place_of_method(head: nn.Module, path: str) -> str:

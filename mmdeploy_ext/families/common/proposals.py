@@ -42,7 +42,6 @@ from mmdeploy_ext.families.common.dense_heads import (
     place_of_results,
     plain_head,
 )
-from mmdeploy_ext.families.common.tried_selection import same
 from mmdeploy_ext.runtime.box_coders import Coder
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.spec.nms import NmsConfig
@@ -385,6 +384,21 @@ def tried(head: nn.Module, make: type[Proposals]) -> bool:
             raise CodeError(f'{place} selects proposals in a way that mm2onnx does not know: use {OWN}')
     _LONGER[head] = remaining[0]
     return _LONGER[head]
+
+
+def same(found: Detections, wanted: Detections) -> bool:
+    """Return whether two lists have the same detections, in any order."""
+    if len(found) != len(wanted):
+        return False
+    scale = max(1.0, float(np.abs(wanted.bboxes_xyxy).max(initial=0)))
+    free = np.ones(len(found), bool)
+    for box, score, label in zip(wanted.bboxes_xyxy, wanted.scores, wanted.labels, strict=True):
+        near = free & (found.labels == label) & (np.abs(found.scores - score) <= 1e-5)
+        near &= np.abs(found.bboxes_xyxy - box).max(1) <= 1e-4 * scale
+        if not near.any():
+            return False
+        free[near.argmax()] = False
+    return True
 
 
 def generated(head: nn.Module, module: Proposals, seed: int) -> tuple[list[torch.Tensor], tuple[int, int]]:

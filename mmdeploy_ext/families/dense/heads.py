@@ -3,12 +3,12 @@
 Glossary: B batch, a priors of a cell, A priors of a level, C classes, h, w size of a level's maps.
 """
 
-import copy
 import dataclasses
 import functools
+import inspect
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from types import CodeType
 
 import numpy as np
 import torch
@@ -16,140 +16,84 @@ from torch import nn
 
 from mmdeploy_ext.base.errors import CodeError, ConfigError
 from mmdeploy_ext.base.source_code import users_class
-from mmdeploy_ext.base.user_modules import users_line
 from mmdeploy_ext.exporting.postprocess.suppression import rows_of
-from mmdeploy_ext.families.common import image_graphs
 from mmdeploy_ext.families.common.dense_heads import (
     OWN,
     base_priors,
     kind_of,
     place_of_method,
-    place_of_results,
 )
 from mmdeploy_ext.families.common.detector_parts import check_settings
-from mmdeploy_ext.families.common.runtime.dense import decode_raw
-from mmdeploy_ext.families.common.tried_selection import first_equal, trials, variants
-from mmdeploy_ext.families.dense import runtime
 from mmdeploy_ext.runtime.box_coders import Traced, peaks_of
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
-from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 from mmdeploy_ext.spec.facts import Mismatch
 from mmdeploy_ext.spec.nms import NmsConfig
 
-LIMITS = (('max_per_img',), ('nms_pre',), ('max_per_img', 'nms_pre'))
-KEPT = 'mm2onnx_selection'
-
-
-@dataclasses.dataclass(frozen=True)
-class Selection:
-    """Facts of a head, found by trying, and the reason why it does not export, or ''.
-
-    A head and its copies keep it by class in the attribute `KEPT`; it holds for `test_cfg`, whatever the
-    weights.
-    """
-
-    test_cfg: Any
-    facts: DenseFacts
-    problem: str
-
 
 def thresholds(head: nn.Module) -> NmsConfig:
-    kind, place = kind_of(head), place_of_results(head)
-    reader = place if place.startswith('your ') else type(head).__name__
-    check_settings(head.test_cfg, 'model.test_cfg', kind.needed, reader)
+    kind = kind_of(head)
+    check_settings(head.test_cfg, 'model.test_cfg', kind.needed, own_selection(head) or type(head).__name__)
     return kind.thresholds(head.test_cfg)
 
 
 def facts_of(head: nn.Module) -> DenseFacts:
-    return _selection_of(head).facts
-
-
-def _selection_of(head: nn.Module) -> Selection:
-    kept = vars(head).setdefault(KEPT, {})
-    selection = kept.get(type(head))
-    if selection is None or selection.test_cfg != head.test_cfg:
-        facts, problem = _tried_facts(head, _facts_of_kind(head))
-        if facts.head.is_uncut:
-            facts = dataclasses.replace(facts, nms_pre=-1)
-        selection = kept[type(head)] = Selection(copy.deepcopy(head.test_cfg), facts, problem)
-    return selection
-
-
-def _facts_of_kind(head: nn.Module) -> DenseFacts:
+    """Return the facts of a head; the coder is `Traced` where the user's code decodes or selects boxes."""
     kind, limits = kind_of(head), thresholds(head)
+    code = place_of_method(head, kind.own) if kind.own else ''
+    own = own_selection(head) or (code if code.startswith('your ') else '')
     try:
-        generator, coder, description = kind.generator(head), kind.coder(head), kind.describe(head)
-        return DenseFacts(
+        generator, description = kind.generator(head), kind.describe(head)
+        coder = Traced(code=own) if own else kind.coder(head) or Traced(code=code)
+        facts = DenseFacts(
             **dataclasses.asdict(limits),
             clip_border=kind.clips(head),
             strides=[int(stride[0]) for stride in generator.strides],
             base_anchors=base_priors(generator),
-            coder=coder or Traced(code=place_of_method(head, kind.own)),
-            head=dataclasses.replace(description, inverted=coder is None or coder.inverts),
+            coder=coder,
+            head=dataclasses.replace(description, inverted=isinstance(coder, Traced) or coder.inverts),
             num_classes=int(head.num_classes),
         )
     except Mismatch as error:
         raise ConfigError(f'{type(head).__name__}: {error}') from error
+    return dataclasses.replace(facts, nms_pre=-1) if facts.head.is_uncut else facts
 
 
-def problem_of(head: nn.Module) -> str:
-    return _selection_of(head).problem
+def own_selection(head: nn.Module) -> str:
+    """Return the place of the user's code that selects boxes or makes priors, or ''."""
+    decoding = kind_of(head).own.rpartition('.')[2]
+    todo, seen = ['get_bboxes'], {decoding}
+    while todo:
+        name = todo.pop()
+        code = getattr(inspect.unwrap(getattr(type(head), name, None) or str), '__code__', None)
+        if code is None or name in seen:
+            continue
+        seen.add(name)
+        if (place := place_of_method(head, name)).startswith('your '):
+            return place
+        todo += names_in(code)
+    generator = users_class(type(getattr(head, 'prior_generator', None)))
+    return f'your {generator}' if generator else ''
+
+
+def names_in(code: CodeType) -> list[str]:
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return [*code.co_names, *itertools.chain.from_iterable(map(names_in, inner))]
 
 
 def check_results(head: nn.Module, form: str) -> None:
-    problem = problem_of(head)
-    if problem and (form != 'raw' or not isinstance(facts_of(head).coder, Traced)):
-        kind = ConfigError if problem.startswith('model.test_cfg') else CodeError
-        raise kind(problem)
-
-
-def _tried_facts(head: nn.Module, facts: DenseFacts) -> tuple[DenseFacts, str]:
-    kind, place = kind_of(head), place_of_results(head)
-    code = place_of_method(head, kind.own) if kind.own else ''
-    traced = f', also with {code} traced' if code.startswith('your ') else ''
-    generator = users_class(type(getattr(head, 'prior_generator', None)))
-    priors = f', on priors of your {generator}' if generator else ''
-    problem = (
-        f'{place} selects boxes in a way that mm2onnx does not know{traced}{priors}: use --postprocess '
-        f'raw, {OWN}'
-    )
-    decodings = [facts]
-    if kind.own and not isinstance(facts.coder, Traced):
-        described = dataclasses.replace(facts.head, inverted=True)
-        decodings.append(dataclasses.replace(facts, coder=Traced(code=code), head=described))
-    try:
-        for names in ((), *LIMITS):
-            if any(getattr(facts, name) >= 0 for name in names):
-                continue
-            candidates = itertools.chain.from_iterable(map(variants, decodings))
-            tried = trials(head, kind, facts, lifted=names)
-            if found := first_equal(candidates, tried, functools.partial(_results, head)):
-                return found, _left_out(head, names)
-    except Exception as error:
-        raised = f'{type(error).__name__}: {error}{users_line(error)}'
-        problem = f'{place} raises on generated outputs: {raised}; use --postprocess raw, {OWN}'
-    return dataclasses.replace(facts, coder=Traced(code=place)), problem
-
-
-def _left_out(head: nn.Module, names: tuple[str, ...]) -> str:
-    settings = ', '.join(f'model.test_cfg.{name}=-1' for name in names)
-    level = ' of each level' if 'nms_pre' in names else ''
-    expected = f'{type(head).__name__} drops the last result{level}; expected a positive number'
-    return f'{settings}: {expected}' if names else ''
-
-
-def _results(
-    head: nn.Module, facts: DenseFacts, maps: Mapping[str, torch.Tensor], image: PreparedImage
-) -> Detections:
-    feeds = image_graphs.feeds([image], rescale=True)
-    facts = dataclasses.replace(facts, head=dataclasses.replace(facts.head, maps_by_stride=False))
-    if isinstance(facts.coder, Traced):
-        outputs = decoded_outputs(head, facts, maps)
-    else:
-        arrays = {name: tensor.numpy() for name, tensor in maps.items()}
-        outputs = decode_raw(arrays, *feeds['input'].shape[2:], facts)
-    return runtime.decoded_detections(facts, outputs, feeds)[0]
+    """Refuse a head whose results no graph of ours gives; the form `raw` leaves them to the user's code."""
+    if own := own_selection(head):
+        if form != 'raw':
+            raise CodeError(f'{own} selects boxes: use --whole traced, --postprocess raw, {OWN}')
+        return
+    facts = facts_of(head)
+    names = [name for name in ('max_per_img', 'nms_pre') if getattr(facts, name) < 0]
+    if names and facts.head.choose == 'pairs' and facts.head.suppresses:
+        settings = ', '.join(f'model.test_cfg.{name}=-1' for name in names)
+        level = ' of each level' if 'nms_pre' in names else ''
+        raise ConfigError(
+            f'{settings}: {type(head).__name__} drops the last result{level}; expected a positive number'
+        )
 
 
 def decoded_outputs(

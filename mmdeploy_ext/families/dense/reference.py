@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,8 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.base.config import replaced_entry
-from mmdeploy_ext.families.common.dense_heads import kind_of, numbers_in_results, place_of_results
-from mmdeploy_ext.families.common.mmdet_reference import given_to
-from mmdeploy_ext.families.common.tried_selection import own_results
+from mmdeploy_ext.families.common.dense_heads import HeadKind, kind_of
+from mmdeploy_ext.families.common.mmdet_reference import given_to, metas_of
 from mmdeploy_ext.families.dense.graphs import flat_outputs, model_facts, raw_names
 from mmdeploy_ext.families.dense.heads import decoded_outputs
 from mmdeploy_ext.families.dense.runtime import DecodedPriors, num_candidates
@@ -131,18 +131,6 @@ class DenseReference(ImageReference):
                 found = max(found, num_candidates(level, [size], unlimited))
         return dict(nms_pre=found)
 
-    def own_limits(self) -> list[str]:
-        head = self.model.bbox_head
-        limit, place = head.test_cfg.get('nms_pre', -1), place_of_results(head)
-        if limit <= 0 or model_facts(self.model).head.choose != 'all' or not place.startswith('your '):
-            return []
-        numbers = ', '.join(map(str, numbers_in_results(head)))
-        written = f' ({numbers})' if numbers else ''
-        return [
-            f'nms_pre {limit} of the config: {place} does not apply it, and neither does the file; a '
-            f'limit in your code{written} is compared only through the results of these inputs'
-        ]
-
     def expected_tensors(
         self,
         feeds: Mapping[str, np.ndarray],
@@ -174,6 +162,25 @@ def decoded(
     if facts.head.maps_by_stride and not sizes:
         del outputs['level_sizes']
     return outputs
+
+
+def own_results(
+    head: nn.Module,
+    kind: HeadKind,
+    maps: Sequence[torch.Tensor],
+    images: Sequence[PreparedImage],
+    rescale: bool,
+) -> list[Detections]:
+    device, detections = next(head.parameters()).device, []
+    given = kind.unflatten(head, [tensor.clone().to(device) for tensor in maps])
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # mmdet 2.28.2 warns of its own code
+        results = head.get_bboxes(*given, img_metas=metas_of(images), rescale=rescale)
+    for rows, labels in results:
+        boxes, labels = rows[:, :5].cpu().numpy(), labels.cpu().numpy()
+        kept = ~np.isnan(boxes).any(1) & (boxes[:, 4] > 0)
+        detections.append(Detections(boxes[kept, :4], boxes[kept, 4], labels[kept]))
+    return detections
 
 
 def raw_maps(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from mmcv.cnn import DepthwiseSeparableConvModule
 from mmdet.core import distance2bbox, multiclass_nms
 from mmdet.core.bbox.builder import BBOX_CODERS
 from mmdet.models.builder import HEADS
-from mmdet.models.dense_heads import DDODHead, GFLHead, RetinaHead, TOODHead, YOLOV3Head
+from mmdet.models.dense_heads import GFLHead, TOODHead, YOLOV3Head
 from torch import nn
 from torch.onnx import is_in_onnx_export
 
@@ -112,7 +112,7 @@ class Priors:
                     rank = scores_of_level * factor[:, None]
                 best = slice(None)
                 if 0 < cfg.nms_pre < len(anchors):
-                    best = self.rank(rank, scores_of_level).max(1).values.topk(cfg.nms_pre).indices
+                    best = rank.max(1).values.topk(cfg.nms_pre).indices
                 outputs = bbox_preds[level][image].permute(1, 2, 0)
                 boxes.append(self.boxes(level, anchors, outputs, meta['img_shape'])[best])
                 scores.append(scores_of_level[best])
@@ -121,18 +121,11 @@ class Priors:
             weights = None if factors is None else torch.cat(weights)
             if rescale:
                 boxes = boxes / boxes.new_tensor(meta['scale_factor'])
-            if factors is not None and self.judges_products:
-                scores, weights = scores * weights[:, None], None
             scores = torch.cat([scores, scores.new_zeros(len(scores), 1)], 1)
             results.append(
                 multiclass_nms(boxes, scores, cfg.score_thr, cfg.nms, cfg.max_per_img, score_factors=weights)
             )
         return results
-
-    judges_products = False
-
-    def rank(self, products, scores):
-        return products
 
     def boxes(self, level, anchors, outputs, img_shape):
         return self.bbox_coder.decode(anchors, outputs.reshape(-1, 4), max_shape=img_shape)
@@ -142,15 +135,6 @@ class GFLHeadOf217(Priors, GFLHead):
     def boxes(self, level, anchors, outputs, img_shape):
         distances = self.integral(outputs) * self.prior_generator.strides[level][0]
         return distance2bbox(self.anchor_center(anchors), distances, img_shape)
-
-
-class DDODHeadByClasses(Priors, DDODHead):
-    def rank(self, products, scores):
-        return scores
-
-
-class DDODHeadOfProducts(Priors, DDODHead):
-    judges_products = True
 
 
 class YOLOV3HeadOf216(YOLOV3Head):
@@ -190,16 +174,3 @@ class TOODHeadThatClips(TOODHead):
     def _bbox_post_process(self, scores, labels, boxes, *args, **kwargs):
         clipped = [torch.minimum(level.clamp(min=0), self.limits) for level in boxes]
         return super()._bbox_post_process(scores, labels, clipped, *args, **kwargs)
-
-
-class RetinaHeadOfItsOwn(RetinaHead):
-    """Results are those of the head, and a box more."""
-
-    def get_bboxes(self, *args, **kwargs):
-        results = super().get_bboxes(*args, **kwargs)
-        return [
-            (torch.cat([boxes, boxes[:1] + 1]), torch.cat([labels, labels[:1]])) for boxes, labels in results
-        ]
-
-
-HEADS.register_module(module=RetinaHeadOfItsOwn)

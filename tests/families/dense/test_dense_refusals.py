@@ -6,7 +6,7 @@ from mmdet.models.dense_heads import RetinaHead, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 
 from mmdeploy_ext.base.config import load_config
-from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.base.errors import CodeError, UsageError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proving.not_shown import untraced_methods
 from refusals import REPOSITORY
@@ -40,12 +40,14 @@ def test_a_size_that_the_neck_does_not_take_is_refused(tmp_path):
         family.check(cfg, family.choose(opset=17, height=100, width=96))
 
 
-def test_a_method_of_the_users_own_head_is_named_and_not_refused(tmp_path, monkeypatch):
+def test_a_selection_of_the_users_own_is_named_and_refused_but_for_raw_outputs(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / 'head_of_a_user.py').write_text(HEAD_OF_A_USER)
     imported = "custom_imports = dict(imports=['head_of_a_user'])\n"
     cfg, family = read(tmp_path, YOLOX + head("type='YoloxOfAUser'") + imported)
-    family.check(cfg, family.choose(opset=17, height=128, width=160))
+    with pytest.raises(CodeError, match=r'YoloxOfAUser\._bboxes_nms'):
+        family.check(cfg, family.choose(opset=17, height=128, width=160))
+    family.check(cfg, family.choose(opset=17, height=128, width=160, form='raw'))
     found = untraced_methods(family, family.build(cfg), cfg)
     assert 'YoloxOfAUser._bboxes_nms' in [entry.subject.partition(' ')[0] for entry in found]
 

@@ -1,20 +1,17 @@
-"""Heads of users: their selection is found by trying, their own decoding is traced, others are named."""
-
-import copy
+"""Heads of users: their own decoding is traced; one with a selection of its own is left to the trace."""
 
 import pytest
 import torch
-from mmdet.models.dense_heads import DDODHead, RepPointsHead, VFNetHead
+from mmdet.models.dense_heads import RepPointsHead, VFNetHead
 
 import dense_heads
 import own_heads
 from dense_heads import detector, make_head
 from dev.seeded.weights import write_seeded
-from mmdeploy_ext.base.errors import ModelFileError
+from mmdeploy_ext.base.errors import CodeError, ModelFileError
 from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.families.dense import heads
 from mmdeploy_ext.families.dense.graphs import DenseFullForm
-from mmdeploy_ext.families.dense.reference import DenseReference
 from mmdeploy_ext.runtime.box_coders import Traced
 from mmdeploy_ext.runtime.detect import open_model
 from test_dense_heads import SIZE, eager, images, same
@@ -41,7 +38,7 @@ LOG_BOXES = RETINA + "model = dict(bbox_head=dict(bbox_coder=dict(_delete_=True,
 
 def equal(head):
     """Assert that our post-processing gives what the head's own `get_bboxes` gives."""
-    assert heads.problem_of(head) == ''
+    heads.check_results(head, 'full')
     raw, clips, scales = images(head)
     wanted = dense_heads.by_mmdet(head, raw, clips, scales)
     same(eager(DenseFullForm(detector(head)), raw, clips, scales), wanted, max(SIZE))
@@ -53,47 +50,28 @@ def changed(name, cls):
     return head
 
 
+def older_loss(self, *outputs):
+    return {}
+
+
 @pytest.mark.parametrize(
-    ('name', 'cls', 'choose', 'judged'),
+    ('name', 'cls', 'method'),
     [
-        ('GFLHead', own_heads.GFLHeadOf217, 'priors', 'class'),
-        ('DDODHead', own_heads.DDODHeadByClasses, 'class_priors', 'class'),
-        ('DDODHead', own_heads.DDODHeadOfProducts, 'priors', 'product'),
-        ('YOLOV3Head', own_heads.YOLOV3HeadOf216, 'factor_priors', 'class'),
+        ('GFLHead', own_heads.GFLHeadOf217, 'Priors.get_bboxes'),
+        ('YOLOV3Head', own_heads.YOLOV3HeadOf216, 'YOLOV3HeadOf216.get_bboxes'),
+        ('TOODHead', own_heads.TOODHeadThatClips, 'TOODHeadThatClips._'),
+        ('VFNetHead', type('Trained', (VFNetHead,), dict(loss=older_loss)), ''),
     ],
 )
-def test_a_selection_is_found_by_trying_whatever_the_version_says(name, cls, choose, judged):
+def test_a_selection_of_the_users_is_left_to_the_trace_and_to_raw_outputs(name, cls, method):
     head = changed(name, cls)
-    facts = heads.facts_of(head)
-    assert (facts.head.choose, facts.head.judged) == (choose, judged)
-    equal(head)
-
-
-def cut_at_400(self, *args, cfg=None, **kwargs):
-    cfg = copy.deepcopy(self.test_cfg)
-    cfg.nms_pre = 400
-    return DDODHead.get_bboxes(self, *args, cfg=cfg, **kwargs)
-
-
-def test_a_limit_in_the_users_code_is_told_as_unreached():
-    own = changed('DDODHead', type('Cut', (DDODHead,), dict(get_bboxes=cut_at_400)))
-    lines = [DenseReference(detector(head)).own_limits() for head in (own, make_head('DDODHead'))]
-    assert '(400)' in lines[0][0] and lines[1] == []
-
-
-def test_whether_boxes_are_clipped_is_found_by_trying():
-    assert heads.facts_of(changed('TOODHead', own_heads.TOODHeadThatClips)).clip_border
-    assert not heads.facts_of(make_head('TOODHead')).clip_border
-
-
-def test_a_copy_has_facts_of_its_own_class_and_test_cfg():
-    head = make_head('TOODHead')
-    facts = heads.facts_of(head)
-    clipped, limited = copy.deepcopy(head), copy.deepcopy(head)
-    assert heads.facts_of(clipped) == facts
-    clipped.__class__, limited.test_cfg.max_per_img = own_heads.TOODHeadThatClips, 7
-    assert heads.facts_of(clipped).clip_border and heads.facts_of(limited).max_per_img == 7
-    assert heads.facts_of(head) == facts
+    heads.check_results(head, 'raw')
+    if not method:
+        return equal(head)
+    assert isinstance(heads.facts_of(head).coder, Traced)
+    for form in ('full', 'decode'):
+        with pytest.raises(CodeError, match=method):
+            heads.check_results(head, form)
 
 
 def older_vfnet(self, scores, boxes, refined, img_metas, cfg=None, rescale=None):
@@ -115,11 +93,14 @@ def older_reppoints(self, scores, points, refined, img_metas, cfg=None, rescale=
     ],
 )
 def test_the_three_outputs_of_an_older_head_are_given_to_its_get_bboxes(name, base, method, transform):
-    head = changed(name, type('Older', (base,), dict(get_bboxes=method)))
+    head = make_head(name)
     if transform:
         head.transform_method = transform
         torch.nn.init.constant_(head.moment_transfer, 0.3)
-    equal(head)
+    raw, clips, scales = images(head)
+    wanted = dense_heads.by_mmdet(head, raw, clips, scales)
+    head.__class__ = type('Older', (base,), dict(get_bboxes=method))
+    same(dense_heads.by_mmdet(head, raw, clips, scales), wanted, max(SIZE))
 
 
 def exported(tmp_path, text, *words):
@@ -133,18 +114,26 @@ def exported(tmp_path, text, *words):
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize('text', [POINT_GFL, LOG_BOXES], ids=['GFL', 'LogBoxCoder'])
-def test_files_of_a_head_of_the_users_are_proven(tmp_path, text, capsys):
+def test_files_of_a_coder_of_the_users_are_proven(tmp_path, capsys):
     for form in ('full', 'decode', 'raw'):
-        status, file = exported(tmp_path, text, '--verify', '--postprocess', form)
+        status, file = exported(tmp_path, LOG_BOXES, '--verify', '--postprocess', form)
         said = capsys.readouterr()
         assert status == 0 and 'PROVEN' in said.out, said.out + said.err
         file.rename(tmp_path / f'{form}.onnx')
     facts = open_model(str(tmp_path / 'raw.onnx')).metadata.postprocess
-    assert isinstance(facts.coder, Traced) == (text is LOG_BOXES)
-    if text is LOG_BOXES:
-        with pytest.raises(ModelFileError, match=r'LogBoxCoder\.decode .*--postprocess decode or full'):
-            facts.coder.boxes(None, None, {}, 0)
+    assert isinstance(facts.coder, Traced)
+    with pytest.raises(ModelFileError, match=r'LogBoxCoder\.decode .*--postprocess decode or full'):
+        facts.coder.boxes(None, None, {}, 0)
+
+
+@pytest.mark.matrix
+def test_a_head_with_a_selection_of_its_own_is_proven_whole_and_by_its_raw_outputs(tmp_path, capsys):
+    for words, family in (((), 'traced'), (('--postprocess', 'raw'), 'dense')):
+        status, file = exported(tmp_path, POINT_GFL, '--verify', *words)
+        said = capsys.readouterr()
+        assert status == 0 and 'PROVEN' in said.out, said.out + said.err
+        assert open_model(str(file)).metadata.family == family
+    assert exported(tmp_path, POINT_GFL, '--postprocess', 'decode')[0] == 2
 
 
 @pytest.mark.matrix
@@ -155,15 +144,6 @@ def test_a_head_with_other_outputs_in_an_export_is_exported_as_pytorch_runs_it(t
     words = [str(tmp_path / 'own.py'), str(tmp_path / 'own.pth'), '--output-file', str(tmp_path / 'cut')]
     assert export_app.main([*words, '--parts', 'backbone+neck', 'bbox_head', '--verify']) == 0
     assert 'own_heads.py' in capsys.readouterr().out
-
-
-@pytest.mark.matrix
-def test_results_that_no_graph_makes_are_refused_by_the_method_before_weights_load(tmp_path, capsys):
-    text = RETINA + "model = dict(bbox_head=dict(type='RetinaHeadOfItsOwn'))\n"
-    status, _ = exported(tmp_path, text)
-    assert status == 2 and 'RetinaHeadOfItsOwn.get_bboxes (' in capsys.readouterr().err
-    status, _ = exported(tmp_path, text, '--postprocess', 'raw', '--verify')
-    assert status == 0 and 'PROVEN' in capsys.readouterr().out
 
 
 def test_an_overridden_method_of_a_known_coder_is_traced():
