@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmdeploy_ext.base import cli, distributed
 from mmdeploy_ext.base.config import load_config
@@ -16,9 +16,6 @@ from mmdeploy_ext.cli import parts_app
 from mmdeploy_ext.engines.registry import ENGINES, check_names
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.upstream import compat
-
-if TYPE_CHECKING:
-    import argparse
 
 
 def build_parser(chosen: str = shared.DETECTOR) -> cli.ArgumentParser:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError, escape
-from mmdeploy_ext.base.violations import ERROR, NOTE, WARNING
+from mmdeploy_ext.base.violations import ERROR, NOTE, WARNING, Violation
 from mmdeploy_ext.cli.graph_commands.command import write_json
 from mmdeploy_ext.spec.registry import folder_checks
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from mmdeploy_ext.base.violations import Violation
 
 LONGEST_MESSAGE = 1000
 """Printed characters of a message, and of its nodes' names; --json has all."""

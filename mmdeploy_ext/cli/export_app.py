@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from mmdeploy_ext.api import (
     ExportRequest,
@@ -25,21 +28,12 @@ from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.cli import export_scn_app, parts_app, proof
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.families.base import exported_options
+from mmdeploy_ext.families.base import Family, exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.detector import TRACED, Detector, resolve, with_size
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.runtime.tasks import task_module
-from mmdeploy_ext.spec.options import LARGEST_K, MADE_FOR, OPSET
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import numpy as np
-
-    from mmdeploy_ext.families.base import Family
-    from mmdeploy_ext.spec.options import Options
-
+from mmdeploy_ext.spec.options import LARGEST_K, MADE_FOR, OPSET, Options
 
 COMMON = {
     '-h', '--help-all', '--check', '--parts', '--out', '--verify', '--shape', '--dynamic-export',

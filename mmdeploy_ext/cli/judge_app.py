@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError, printable
 from mmdeploy_ext.base.files import write_json
 from mmdeploy_ext.bench.kit.judge import PRECISIONS, judge, title_of, to_json
 from mmdeploy_ext.bench.kit.local_run import ENGINES, run_kit
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Mapping, Sequence
-
-    from mmdeploy_ext.spec.verdict import Finding
+from mmdeploy_ext.spec.verdict import Finding
 
 MAX_FAILURES = 8
 """Printed failures; --json has all."""

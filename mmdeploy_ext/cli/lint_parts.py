@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
 from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.families.detector import resolve
+from mmdeploy_ext.families.detector import Detector, resolve
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.options import Options
 
 Feeds = dict[str, torch.Tensor]
 """Tensors by name: inputs of a graph, and outputs of stages that have run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.commands import command
@@ -18,7 +18,6 @@ from mmdeploy_ext.upstream.compat import replaced
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-    from typing import Any
 
     import numpy as np
 

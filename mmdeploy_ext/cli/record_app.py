@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import argparse
 
 from mmdeploy_ext.api import ProofRequest, ask_read, read_detector
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.cli import options as shared
-
-if TYPE_CHECKING:
-    import argparse
 
 
 def build_parser() -> cli.ArgumentParser:

@@ -17,14 +17,13 @@ from mmdeploy_ext.runtime import film
 from mmdeploy_ext.runtime.detect import check_registered, has_runtime, opener, runner_of
 from mmdeploy_ext.runtime.exported import Runtime, model_files
 from mmdeploy_ext.runtime.points import SWEEP_SUFFIXES
-from mmdeploy_ext.spec.metadata import PREFIX
+from mmdeploy_ext.spec.metadata import PREFIX, Metadata
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable
 
     from mmdeploy_ext.runtime.infos import RigFrame
-    from mmdeploy_ext.spec.metadata import Metadata
 
 TAKES = dict(
     images='images, image folders, a film, or a camera index',

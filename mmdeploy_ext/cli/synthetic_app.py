@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.cli import infos_app, weights_app
 from mmdeploy_ext.families.synthetic import coco, monocular, nuscenes
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 KINDS = {
     'coco': (coco.add_arguments, coco.run, 'a COCO data set of coloured shapes'),

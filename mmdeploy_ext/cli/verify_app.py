@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmdeploy_ext.api import ProofRequest, prove_read, read_detector
 from mmdeploy_ext.base import cli
@@ -14,10 +14,6 @@ from mmdeploy_ext.cli import parts_app, proof
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.spec.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
 from mmdeploy_ext.spec.registry import detector_options
-
-if TYPE_CHECKING:
-    import argparse
-
 
 EXPORT_OPTIONS = tuple(
     dataclasses.replace(

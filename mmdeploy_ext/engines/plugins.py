@@ -6,16 +6,14 @@ Glossary: B batch, N boxes, C classes, K results.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.base.errors import EngineError, InferenceError
 from mmdeploy_ext.engines.base import Backend
 from mmdeploy_ext.spec.metadata import read_metadata
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 NMS = 'EfficientNMS_TRT'
 PLAIN = dict(background_class=-1, score_activation=0, box_coding=0)

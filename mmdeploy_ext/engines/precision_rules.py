@@ -6,15 +6,12 @@ Gathered 2026-11 from release notes and threads about exports; those of TensorRT
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+
+import onnx
 
 from mmdeploy_ext.graphs.io import types
 from mmdeploy_ext.graphs.io.index import Index, opsets_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import onnx
 
 MOST_KEYS = 65_504
 """Largest number in float16."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
 from mmdeploy_ext.exporting.substitution import observed, substituted
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
 
 FEATURES = (
     'extract_feat', 'extract_img_feat', 'extract_pts_feat',

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 
 from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.frames import check_matrix
 from mmdeploy_ext.runtime.preprocess.cam2img import intrinsics_problem
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 MATRICES = 'camera_intrinsics', 'camera2lidar', 'lidar2image', 'img_aug_matrix', 'lidar_aug_matrix'
 """Matrices: camera to raw picture, camera to LiDAR, LiDAR to raw picture, raw picture to network, LiDAR to

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 RIGID_TOLERANCE = 1e-3
 """Largest entry of R^T R - I; float32 poses and rounded calibrations stay below 1e-5."""

@@ -5,12 +5,9 @@ H4, W4 size of the network's masks, h, w of results.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 def interpolation(source: int, target: int) -> np.ndarray:

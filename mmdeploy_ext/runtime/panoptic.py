@@ -11,7 +11,8 @@ w map.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +20,6 @@ from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.runtime.detections import Scored, mask_place
 from mmdeploy_ext.runtime.geometry import softmax
 from mmdeploy_ext.runtime.mask_resize import resizing
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 OFFSET = 1000
 """mmdet's `INSTANCE_OFFSET`."""

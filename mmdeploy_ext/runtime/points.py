@@ -6,18 +6,14 @@ seconds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmdeploy_ext.base.arrays import load_arrays
 from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.preprocess.points import check_points as checked
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 # Point clouds of PCL (.pcd, version 0.7). Needs numpy only.
 #

@@ -17,12 +17,12 @@ import numpy as np
 
 from mmdeploy_ext.base.errors import InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.engines import build_backend
-from mmdeploy_ext.engines.base import is_recording, note_run, record_runs
+from mmdeploy_ext.engines.base import Backend, is_recording, note_run, record_runs
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_same_export, export_files
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
-from mmdeploy_ext.runtime.preprocess.cameras import calibrate, prepare_views
+from mmdeploy_ext.runtime.preprocess.cameras import Calibration, calibrate, prepare_views
 from mmdeploy_ext.spec.metadata import damaged
 
 if TYPE_CHECKING:
@@ -31,12 +31,11 @@ if TYPE_CHECKING:
 
     from onnxruntime import OrtValue
 
-    from mmdeploy_ext.engines.base import Backend
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.infos import RigFrame
-    from mmdeploy_ext.runtime.preprocess.cameras import Calibration
     from mmdeploy_ext.spec.preparation import MultiViewRule
+
     Held = OrtValue | np.ndarray
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
 from mmdeploy_ext.base.arrays import load_arrays
 from mmdeploy_ext.base.errors import DataError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FEATURES = re.compile(r'features(_f16|_f32)?')
 COORDINATES = re.compile(r'(?:coordinates|coors|coords)(?:_b(xyz|zyx))?(?:_i16|_i32)?')

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,6 @@ from mmdeploy_ext.base.arrays import ArrayDistance
 from mmdeploy_ext.base.errors import on_inputs, shape_text
 from mmdeploy_ext.spec.results import FLOAT32, Bars, TensorRow
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL, SCORE_COLUMNS, ColumnGroup, GraphSpec, TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 # Tolerances of floats: per slice, by size, and by float32 rounding.
 #

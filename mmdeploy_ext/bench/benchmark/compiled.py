@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import torch
 
 from mmdeploy_ext.base.errors import EngineError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 BACKEND = 'inductor'
 RECOMPILE_LIMIT = 64

@@ -9,8 +9,9 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -22,10 +23,6 @@ from mmdeploy_ext.engines.base import record_runs
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES, build_backend, gpu_name
 from mmdeploy_ext.graphs.io.files import load
 from mmdeploy_ext.graphs.run import open_session
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
 
 # How many products a graph has, and how many a second this machine computes at most.
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdeploy_ext.bench.kit import runners
 from mmdeploy_ext.bench.kit.contents import KIT_HASH, LIBSPCONV, KitGraph
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 RUNNERS = Path(runners.__file__).parent
 SPARSE_RUNNER = 'run_libspconv.cpp'

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from mmdeploy_ext.base.arrays import to_array
 from mmdeploy_ext.base.errors import UsageError
@@ -15,19 +18,11 @@ from mmdeploy_ext.bench.kit.writer import write_kit
 from mmdeploy_ext.graphs.io.files import load
 from mmdeploy_ext.proving.modules.calls import FileTensor
 from mmdeploy_ext.proving.modules.proof import ModuleProof
-from mmdeploy_ext.proving.parts.export import record_parts
+from mmdeploy_ext.proving.parts.export import ModelFactory, RecordedPart, record_parts
+from mmdeploy_ext.proving.parts.folder import CutFolder
 from mmdeploy_ext.spec.comparison import DRAWS
 from mmdeploy_ext.spec.matching import tied_choices
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import torch
-
-    from mmdeploy_ext.proving.parts.export import ModelFactory, RecordedPart
-    from mmdeploy_ext.proving.parts.folder import CutFolder
-
 
 # The kit of a folder of parts: inputs that the user's test path gave each part, and PyTorch's outputs.
 

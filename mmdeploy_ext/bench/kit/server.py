@@ -8,17 +8,15 @@ import http.server
 import re
 import tempfile
 import urllib.parse
+from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmdeploy_ext.base.errors import DataError, UsageError
 from mmdeploy_ext.base.files import path_in
 from mmdeploy_ext.bench.kit import web_library
 from mmdeploy_ext.bench.kit.page import INDEX, LIBRARY, check_page
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 LOOPBACK = '127.0.0.1'
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,10 +16,6 @@ from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.base.source_code import file_of, files_of_users_classes, is_in_package
 from mmdeploy_ext.bench.lint.check import check
 from mmdeploy_ext.bench.lint.observe import tensors_in
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 
 PARTS = ('backbone', 'neck')
 """Attributes of a detector that users write themselves."""

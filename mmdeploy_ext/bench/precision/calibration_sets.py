@@ -6,8 +6,11 @@ Backbones use images of any moments; graphs with a memory run over frames and th
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from mmdeploy_ext.base.errors import DataError, ImageError, ModelFileError, UsageError
 from mmdeploy_ext.base.files import read_json
@@ -18,14 +21,8 @@ from mmdeploy_ext.runtime.preprocess.cameras import prepare_views
 from mmdeploy_ext.runtime.preprocess.pictures import list_images, read_image
 from mmdeploy_ext.runtime.preprocess.points import PointRule
 from mmdeploy_ext.runtime.sweeps import Sweeps, evenly
+from mmdeploy_ext.spec.metadata import Metadata
 from mmdeploy_ext.spec.preparation import CAMERAS, MultiViewRule, PreprocessRule
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import numpy as np
-
-    from mmdeploy_ext.spec.metadata import Metadata
 
 IMAGE_INPUT = 'img'
 SAMPLES = 'samples'

@@ -11,7 +11,8 @@ import dataclasses
 import glob
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,10 +23,6 @@ from mmdeploy_ext.graphs.io.files import module_of
 from mmdeploy_ext.graphs.io.index import bodies, captured, constants_to_initializers
 from mmdeploy_ext.graphs.passes.fp16 import LARGEST_HALF, LOWER, PRODUCTS
 from mmdeploy_ext.graphs.run import Runner, open_session
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
 
 # Difference of two tensors over several samples: cosine and norms, summed over all pairs.
 

@@ -6,8 +6,9 @@ import copy
 import dataclasses
 import os
 import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -20,19 +21,12 @@ from mmdeploy_ext.bench.precision.calibration_sets import IMAGE_INPUT, quantised
 from mmdeploy_ext.bench.precision.damage import Difference
 from mmdeploy_ext.engines.openvino import compiled, readable, require_openvino
 from mmdeploy_ext.exporting.int8 import tracked
-from mmdeploy_ext.exporting.int8.dense import INFERRED_KEY, is_quantised
+from mmdeploy_ext.exporting.int8.dense import INFERRED_KEY, DenseGraph, is_quantised
 from mmdeploy_ext.graphs.io import files
 from mmdeploy_ext.graphs.io.files import openable
 from mmdeploy_ext.graphs.run import Runner
 from mmdeploy_ext.runtime.exported import files_of_family
 from mmdeploy_ext.spec.metadata import read_metadata
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-    from types import ModuleType
-
-    from mmdeploy_ext.exporting.int8.dense import DenseGraph
-
 
 # INT8 for dense graphs by NNCF, for OpenVINO: NNCF chooses ranges, bias correction and Q/DQ places.
 #

@@ -18,7 +18,7 @@ from mmdeploy_ext.exporting.sparse.fold import fold
 from mmdeploy_ext.exporting.sparse.ranges import NodeRange, Ranges, graph_digest, quantised, weight_norm
 from mmdeploy_ext.runtime.preprocess.points import point_rule
 from mmdeploy_ext.runtime.sparse import engine
-from mmdeploy_ext.runtime.sparse.ir import Add, SparseConvolution
+from mmdeploy_ext.runtime.sparse.ir import Add, SparseConvolution, SparseGraph
 from mmdeploy_ext.runtime.sweeps import Sweeps
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.int8.calibrators import Calibrator
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.families.sparse import SparseFamily
-    from mmdeploy_ext.runtime.sparse.ir import SparseGraph
 
     Sweep = tuple[np.ndarray, np.ndarray]
     """(N, C) float features, (N, 4) int32 coordinates in the graph's order."""

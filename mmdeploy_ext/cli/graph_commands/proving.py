@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import InferenceError, ModelFileError, UsageError, escape
-from mmdeploy_ext.cli.graph_commands.command import argument, output, write_json
+from mmdeploy_ext.cli.graph_commands.command import AddArgument, argument, output, write_json
 
 if TYPE_CHECKING:
     import argparse
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import onnx
     from rich.console import Console
 
-    from mmdeploy_ext.cli.graph_commands.command import AddArgument
     from mmdeploy_ext.spec.results import TensorRow
 
 SEEDS = 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +15,6 @@ from mmdeploy_ext.engines.tensorrt.package import find_package
 from mmdeploy_ext.engines.tensorrt.record import check_architecture, check_source, check_version, read_record
 from mmdeploy_ext.graphs.passes.for_tensorrt import parse_constants
 from mmdeploy_ext.spec.metadata import Metadata
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 
 class TensorRtBackend(Backend):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.base.errors import EngineError, InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.base.typed_json import JsonDataclass
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
 
 # A GPU through the driver (libcuda) alone: name, memory, a stream.
 

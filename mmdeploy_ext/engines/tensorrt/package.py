@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from mmdeploy_ext.base.errors import EngineError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 MODULES = {'tensorrt': 'tensorrt', 'tensorrt-rtx': 'tensorrt_rtx'}
 INSTALL = {

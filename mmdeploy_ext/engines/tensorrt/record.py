@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.errors import EngineError, ModelFileError, UsageError
 from mmdeploy_ext.base.files import atomic_path, read_json, sha256_file, sha256_onnx, write_json
 from mmdeploy_ext.engines.tensorrt.binding import Port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
 
 FORMAT = 1
 RTX_MAGIC = b'vtrt'

@@ -14,8 +14,9 @@ import json
 import math
 import re
 import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,10 +33,6 @@ from mmdeploy_ext.graphs.part import part
 from mmdeploy_ext.graphs.passes.fp16 import PRODUCTS
 from mmdeploy_ext.graphs.passes.rename import all_tensor_names, rename_tensors
 from mmdeploy_ext.graphs.run import Runner, typed_values
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-
 
 # Shrinks an INT8 file: merges equal initializers, shortens names (0.1 MB).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import TYPE_CHECKING
+from collections.abc import Collection
 
 import numpy as np
 
@@ -13,18 +13,14 @@ from mmdeploy_ext.runtime.sparse.ir import (
     ORDERS,
     TRIPLES,
     BatchNorm,
+    Node,
     Relu,
     ScatterDense,
     SparseConvolution,
+    SparseGraph,
     Transpose,
     renumber,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from mmdeploy_ext.runtime.sparse.ir import Node, SparseGraph
-
 
 # A sparse graph in the other coordinate order.
 

@@ -11,7 +11,9 @@ import dataclasses
 import hashlib
 import json
 import math
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,16 +25,9 @@ from mmdeploy_ext.base.violations import ERROR, WARNING, Violation, errors
 from mmdeploy_ext.graphs.io import files
 from mmdeploy_ext.graphs.io.types import type_name
 from mmdeploy_ext.runtime.sparse import ir
-from mmdeploy_ext.runtime.sparse.ir import ORDERS, TRIPLES, SparseConvolution, SparseGraph
+from mmdeploy_ext.runtime.sparse.ir import ORDERS, TRIPLES, Add, Node, SparseConvolution, SparseGraph
 from mmdeploy_ext.spec.digest import sealed
 from mmdeploy_ext.spec.metadata import PREFIX, entries_of, read_entry
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
-    from mmdeploy_ext.runtime.sparse.ir import Add, Node
-
 
 # The nodes of a libspconv file as NVIDIA's engine reads them, with silent misreadings.
 #

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -27,12 +27,8 @@ from mmdeploy_ext.base.errors import ExportError, UsageError
 from mmdeploy_ext.exporting.sparse.libspconv import NodeWriter
 from mmdeploy_ext.runtime.sparse import ir
 from mmdeploy_ext.runtime.sparse.buckets import BEV, FACTS, FORMS, VOXELS, Layout
+from mmdeploy_ext.runtime.sparse.ir import SparseConvolution, SparseGraph
 from mmdeploy_ext.runtime.sparse.plan import PortableFacts, Table, plan_of
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from mmdeploy_ext.runtime.sparse.ir import SparseConvolution, SparseGraph
 
 DEFAULT_OPSET = 17
 LEAST_OPSET = 13  # the first with a Split that takes lengths as an input

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.base.errors import UsageError
-from mmdeploy_ext.runtime.sparse.ir import Add, Relu, SparseConvolution
+from mmdeploy_ext.runtime.sparse.ir import Add, Node, Relu, SparseConvolution, SparseGraph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.exporting.sparse.ranges import NodeRange, Ranges
-    from mmdeploy_ext.runtime.sparse.ir import Node, SparseGraph
 
     Override = str | tuple[str, str]
     """Precision of a node, or its precision and output precision."""

@@ -10,9 +10,10 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -20,12 +21,7 @@ from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.errors import CheckpointError, UsageError, check_distinct
 from mmdeploy_ext.base.files import atomic_path, read_json
 from mmdeploy_ext.base.typed_json import Bounds, JsonDataclass, Mismatch, optional, read
-from mmdeploy_ext.runtime.sparse.ir import Add, BatchNorm, Relu, SparseConvolution
-
-if TYPE_CHECKING:
-    import os
-
-    from mmdeploy_ext.runtime.sparse.ir import Node, SparseGraph
+from mmdeploy_ext.runtime.sparse.ir import Add, BatchNorm, Node, Relu, SparseConvolution, SparseGraph
 
 FORMAT, VERSION = 'mm2onnx-scn-ranges', 1
 NORM_TOLERANCE = 1e-3

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
 
 from mmdeploy_ext.exporting.sparse.libspconv import EngineParser
 from mmdeploy_ext.exporting.sparse.libspconv_contract import TensorWalk
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import onnx
-
 
 TITLES = {'Relu': 'ReLU', 'QuantAdd': 'Add'}
 GEOMETRY = ('kernel_size', 'stride', 'padding', 'dilation', 'subm', 'inverse', 'activation', 'rulebook')

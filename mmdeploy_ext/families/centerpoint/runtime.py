@@ -8,18 +8,14 @@ Decoding: `families/common/runtime/center_boxes.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+
+import numpy as np
 
 from mmdeploy_ext.families.common.runtime.center_boxes import decode
+from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.lidar import LidarOnnx
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import numpy as np
-
-    from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.spec.metadata import Metadata
+from mmdeploy_ext.spec.metadata import Metadata
 
 
 class CenterPointOnnx(LidarOnnx):

@@ -6,7 +6,7 @@ import abc
 import contextlib
 import dataclasses
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,8 +18,6 @@ from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.families.evaluate.evaluation import build_loader, loader_errors, loader_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from torch.utils.data import Dataset
 
     from mmdeploy_ext.families.sequence import SequenceFamily

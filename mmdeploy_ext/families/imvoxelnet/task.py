@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from mmdeploy_ext.families.imvoxelnet.runtime import draw
+from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.tasks import bbox2d, bbox3d
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import numpy as np
-
-    from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.spec.results import DetectionRow, Pair
+from mmdeploy_ext.spec.results import DetectionRow, Pair
 
 RESULTS, PLACE = bbox3d.RESULTS, bbox3d.PLACE
 SCORE_BAR = 1e-4

@@ -7,20 +7,17 @@ Glossary: R results of the reference (rows), C of the candidate (columns), n box
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
 from mmdeploy_ext.families.monocular.runtime.results import draw
 from mmdeploy_ext.runtime.tasks import bbox2d, bbox3d
 from mmdeploy_ext.spec import matching
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
-    from mmdeploy_ext.spec.matching import Pairing
-    from mmdeploy_ext.spec.results import Bars, DetectionRow, Pair
+from mmdeploy_ext.spec.matching import Pairing
+from mmdeploy_ext.spec.results import Bars, DetectionRow, Pair
 
 RESULTS, PLACE = 'boxes', bbox3d.PLACE
 fit_pair = bbox2d.fit_pair

@@ -13,15 +13,13 @@ from pyquaternion import Quaternion
 from mmdeploy_ext.base.config import test_dataset, test_pipeline, without_augmentation
 from mmdeploy_ext.base.source_code import is_users_class
 from mmdeploy_ext.runtime.geometry import invert_pose
-from mmdeploy_ext.spec.preparation import CAMERAS
+from mmdeploy_ext.spec.preparation import CAMERAS, MultiViewRule, VoxelRule
 from mmdeploy_ext.upstream.models import catalogue
 from mmdeploy_ext.upstream.models.building import data_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
-
-    from mmdeploy_ext.spec.preparation import MultiViewRule, VoxelRule
 
     Entries = Callable[[np.random.Generator], Mapping[str, Any]]
     """Draws the entries of an info that a family's data sets read."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,11 +16,7 @@ from mmdeploy_ext.base.config import test_dataset, without_augmentation
 from mmdeploy_ext.families.synthetic.info_files import dataset_of_files
 from mmdeploy_ext.families.synthetic.moments import generated_sweeps
 from mmdeploy_ext.families.synthetic.scene import make_scene
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mmdeploy_ext.spec.preparation import FusionRule
+from mmdeploy_ext.spec.preparation import FusionRule
 
 SIZE_HW = 375, 1242
 """Height and width of most KITTI pictures, pixels."""

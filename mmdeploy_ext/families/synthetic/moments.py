@@ -14,12 +14,11 @@ from pyquaternion import Quaternion
 
 from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, YAW_RAD, orientation_of
-from mmdeploy_ext.runtime.frames import FusedFrame, Sweep, of_rays
+from mmdeploy_ext.runtime.frames import Frame, FusedFrame, Sweep, of_rays
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mmdeploy_ext.runtime.frames import Frame
     from mmdeploy_ext.spec.preparation import FusionRule, VoxelRule
 
 PICTURE_WH = 32, 32

@@ -17,7 +17,8 @@ import dataclasses
 import itertools
 import math
 import zlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +28,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mmdeploy_ext.upstream.models.building import initialise
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
 
 DRAWN_STEP = 2**-10
 """Step of drawn numbers: tails of numpy's normal numbers depend on the C library's log."""

@@ -6,16 +6,14 @@ translation (3, 4) or (4, 4).
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.base.errors import DataError, ShapeError
 from mmdeploy_ext.base.files import read_json
-
-if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
 
 CAMERA = 'cam2img'
 """Graph input of cameras, for pixels of the network input."""

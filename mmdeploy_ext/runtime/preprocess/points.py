@@ -7,8 +7,9 @@ Source: mmcv 1.7.2 `Voxelization` on CPU (hard) and mmdet3d 1.0.0rc6 `HardSimple
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +17,6 @@ from mmdeploy_ext.base.config import test_pipeline
 from mmdeploy_ext.base.errors import ConfigError, DataError
 from mmdeploy_ext.runtime.preprocess.fusion import AGE, PastSweeps
 from mmdeploy_ext.spec.preparation import VoxelRule
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 # Reading point files for a model. Needs numpy only.
 

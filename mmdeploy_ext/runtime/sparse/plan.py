@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -17,15 +17,14 @@ from mmdeploy_ext.base.typed_json import JsonDataclass
 from mmdeploy_ext.runtime.sparse.ir import (
     Add,
     BatchNorm,
+    Node,
     Relu,
     ScatterDense,
     SparseConvolution,
+    SparseGraph,
     Transpose,
     Triple,
 )
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.runtime.sparse.ir import Node, SparseGraph
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.tasks import task_module
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 
 def check_task(task: str, results: Any, compared: Sequence[str] = ()) -> list[str]:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.spec.matching import too_many_ties
-from mmdeploy_ext.spec.results import DetectionRow
+from mmdeploy_ext.spec.results import Bars, DetectionRow, Pair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.runtime.occupancy import Instances, Occupancy
-    from mmdeploy_ext.spec.results import Bars, Pair
 
 
 # Instances of voxels: their centres are matched by class and place, then each voxel by its centre.

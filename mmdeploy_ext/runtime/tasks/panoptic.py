@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.runtime.panoptic import OFFSET
+from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
 from mmdeploy_ext.runtime.tasks import mask
 from mmdeploy_ext.runtime.tasks.mask import fit_pair
 from mmdeploy_ext.spec import matching
-
-if TYPE_CHECKING:
-    from mmdeploy_ext.runtime.panoptic import Segments
-    from mmdeploy_ext.spec.matching import Pairing
+from mmdeploy_ext.spec.matching import Pairing
 
 __all__ = [
     'ONE_TO_ONE',

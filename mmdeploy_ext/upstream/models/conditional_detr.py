@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +27,6 @@ from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 from mmdeploy_ext.upstream.operators.attention import multi_head
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     Attend = Callable[[nn.Module, Tensor], Tensor]
     """(attention of mmcv, queries (B, Q, D)) -> (B, Q, D), without its shortcut."""
 

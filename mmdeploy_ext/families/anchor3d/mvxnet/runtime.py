@@ -18,7 +18,7 @@ from mmdeploy_ext.base.errors import DataError, ShapeError
 from mmdeploy_ext.families.common.runtime.anchors3d import decode
 from mmdeploy_ext.runtime.exported import check_forms
 from mmdeploy_ext.runtime.frames import FusedFrame, check_matrix
-from mmdeploy_ext.runtime.infos import find_file
+from mmdeploy_ext.runtime.infos import RigFrame, find_file
 from mmdeploy_ext.runtime.lidar import DYNAMIC_INPUTS, GRAPHS, LidarOnnx
 from mmdeploy_ext.runtime.points import check_in_range, check_points, read_points
 from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.exported import Paths
-    from mmdeploy_ext.runtime.infos import RigFrame
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.preparation import FusionRule
 
