@@ -108,10 +108,9 @@ def prove_config(config: Config, settings: Settings, keep: Callable[[Record], No
     types, family = {type(module).__name__ for module in detector.model.modules()}, detector.family
     own_kernels = tuple(sorted(types & {*MMCV_MODULES, *registration_of(family.name).own_kernels}))
     record = dataclasses.replace(record, family=family.name, task=family.task, own_kernels=own_kernels)
-    references: dict[bytes, Any] = {}  # both files are proven on some of the same pictures
     for kind in settings.export_kinds:
         if kind == 'fixed' or _takes_pictures(family):
-            outcome = _prove_export(detector, settings, kind == 'dynamic', references)
+            outcome = _prove_export(detector, settings, kind == 'dynamic')
             record = dataclasses.replace(record, **{kind: outcome})
             keep(record)
     return record
@@ -173,9 +172,7 @@ def _options_at(detector: Detector, size: tuple[int, int], dynamic: bool) -> Opt
     return check_picture_options(options.replace(height=height, width=width), detector.cfg, family, model)
 
 
-def _prove_export(
-    detector: Detector, settings: Settings, dynamic: bool, references: dict[bytes, Any]
-) -> Outcome:
+def _prove_export(detector: Detector, settings: Settings, dynamic: bool) -> Outcome:
     start = time.process_time()
     family, rule = detector.family, detector.rule
     try:
@@ -183,14 +180,14 @@ def _prove_export(
             options = choose_options(detector, settings.size, dynamic)
             shape, name = (options.height, options.width), 'model.onnx'
             traced = [prepare_fixed(rule, settings.picture[1], *shape)]
-            samples, kept = [settings.picture], dict(cache=references)
+            samples = [settings.picture]
         else:
             options = resolve_opset(family.choose(opset=0), detector.model)
             shape, name, traced = (0, 0), 'model', ()
-            samples, kept = list(family.data.generated_sweeps(rule, settings.sweeps)), {}
+            samples = list(family.data.generated_sweeps(rule, settings.sweeps))
         with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
             paths, _ = export_files(detector, options, str(Path(folder, name)), traced)
-            claims = Claims(written=True, timed=False, settings=kept)
+            claims = Claims(written=True, timed=False)
             engine = dict(settings.engine or {})
             verdict = kind_of(family).prove(detector, paths, samples, engine, claims)
     except Exception as error:
