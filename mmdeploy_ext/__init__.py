@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # ONNX Runtime reads it when it is imported
 
-__version__ = '0.3.0'
+__version__ = '0.4.0.dev0'
 __all__ = [
     'Family',
     'export',
