@@ -1,7 +1,7 @@
 """The graphs of PETR and PETRv2: pictures to features, calibration to positions, both to objects.
 
 Glossary: N cameras of a frame, F frames (PETR 1, PETRv2 2), H, W network input in pixels, h, w feature map, C
-channels, L decoder layers, R queries, K classes. Box codes: `systems/petr/model/steps.predict`.
+channels, L decoder layers, R queries, K classes. Box codes: `model.steps.predict`.
 """
 
 import dataclasses
