@@ -121,7 +121,7 @@ PYTHON = 'with read_base():\n    from .{} import *\n'
         (dict(a="_base_ = ['b.py']\n" + MMDET3, b="_base_ = ['a.py']\n"), 'base of itself'),
         (dict(a="_base_ = 'b.py'\n", b="_base_ = 'a.py'\n"), 'base of itself'),
         (dict(a=PYTHON.format('b'), b=PYTHON.format('a')), 'base of itself'),
-        ({f'a{i or ""}': f"_base_ = 'a{i + 1}.py'\n" for i in range(2000)}, 'bases'),
+        ({f'a{i or ""}': f"_base_ = 'a{i + 1}.py'\n" for i in range(2000)}, 'more than 50 bases'),
         (dict(a="model = dict(type='ATSS')\nmodel['a'] = model\n"), 'contains itself'),
         (dict(a="_base_ = ['b.py']\n" + MMDET3 + "model['a'] = model\n", b='y = 1\n'), 'contains itself'),
         (dict(a=PYTHON.format('b') + "model = {}\nmodel['a'] = model\n", b='y = 1\n'), 'contains itself'),

@@ -88,6 +88,16 @@ def test_the_last_of_a_full_list_may_be_another_of_the_same_score():
     assert not matched(reference, candidate, every[:1], max_per_img=2).passed
 
 
+def test_a_result_that_follows_at_the_end_of_a_full_list_is_one_of_pytorchs():
+    same = [(20 * index, 400, 20 * index + 9, 409, 0.9 - 0.01 * index) for index in range(30)]
+    near, far = (105, 105, 152, 162, 0.4), (200, 5, 240, 42, 0.1)
+    reference, candidate = boxes(*same, (*FIRST, 0.5), near), boxes(*same, (*SECOND, 0.5), far)
+    every = [*same, FIRST, SECOND, near]
+    assert matched(reference, candidate, [*every, far], max_per_img=32).passed
+    assert not matched(reference, candidate, [*every, far], max_per_img=40).passed, 'not full'
+    assert not matched(reference, candidate, every, max_per_img=32).passed, 'not in PyTorch'
+
+
 def test_ties_excuse_a_tenth_of_a_samples_results_at_most():
     every = [(20 * index, 0, 20 * index + 9, 9) for index in range(40)]
     same = [(*box, 0.9 - 0.01 * index) for index, box in enumerate(every[:20])]

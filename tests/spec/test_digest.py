@@ -145,6 +145,33 @@ def test_another_tool_may_store_the_same_graph_in_its_way(habit, tmp_path):
     assert digest.state(tmp_path / 'm.onnx') == digest.DAMAGED
 
 
+def beside_numbers(model, folder):
+    model.graph.initializer[1].raw_data = np.float16([5, 6]).tobytes()
+
+
+def beside_external_data(model, folder):
+    weight = model.graph.initializer[0]
+    (folder / 'w.data').write_bytes(weight.raw_data)
+    weight.external_data.add(key='location', value='w.data')
+    weight.raw_data, weight.data_location = np.float32([5, 6]).tobytes(), onnx.TensorProto.DEFAULT
+
+
+@pytest.mark.parametrize('add', [beside_numbers, beside_external_data])
+def test_a_tensor_with_values_at_two_places_is_damaged(add, tmp_path):
+    model = small()
+    add(model, tmp_path)
+    (tmp_path / 'm.onnx').write_bytes(model.SerializeToString())
+    assert digest.state(tmp_path / 'm.onnx') == digest.DAMAGED
+
+
+def test_a_digest_of_another_version_is_unknown(tmp_path):
+    model = small()
+    (entry,) = (entry for entry in model.metadata_props if entry.key == digest.KEY)
+    entry.value = json.dumps(json.loads(entry.value) | dict(version=digest.VERSION + 1, sha256=''))
+    onnx.save(model, tmp_path / 'm.onnx')
+    assert digest.state(tmp_path / 'm.onnx') == digest.UNKNOWN
+
+
 def by_onnx_external(model, path):
     onnx.save(model, path, save_as_external_data=True, location='m.data', size_threshold=0)
 
@@ -252,7 +279,7 @@ def test_a_file_of_others_gets_no_digest(tmp_path):
 
 
 def test_a_damaged_file_is_not_used(damaged, tmp_path, capsys):
-    with pytest.raises(ModelFileError, match='damaged'):
+    with pytest.raises(ModelFileError, match='is damaged'):
         open_model(damaged)
     kept = str(tmp_path / 'fixed.onnx')
     for words in (

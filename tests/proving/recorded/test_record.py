@@ -426,7 +426,7 @@ def test_results_of_the_same_form_are_taken():
 
 
 def test_folders_of_no_recording_and_of_another_format_are_refused(tmp_path):
-    with pytest.raises(DataError, match='manifest'):
+    with pytest.raises(DataError, match=r'manifest\.json'):
         Recording(tmp_path, compare=None)
     with pytest.raises(DataError, match='format'):
         recording_of(tmp_path, format=record.FORMAT + 1)
@@ -449,14 +449,14 @@ def test_folders_of_no_recording_and_of_another_format_are_refused(tmp_path):
 )
 def test_a_malformed_manifest_is_refused(tmp_path, facts):
     assert recording_of(tmp_path).manifest.library == 'mmdet'
-    with pytest.raises(DataError, match='manifest'):
+    with pytest.raises(DataError, match=r'manifest\.json'):
         recording_of(tmp_path, **facts)
 
 
 def test_a_manifest_of_another_kind_is_refused(tmp_path):
     for text in ('[]', '3', '[' * 50_000, ''):
         (tmp_path / 'manifest.json').write_text(text)
-        with pytest.raises(UsageError, match='manifest'):
+        with pytest.raises(UsageError, match=r'manifest\.json'):
             Recording(tmp_path, compare=None)
 
 
