@@ -27,7 +27,7 @@ from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.engines.registry import engine_settings
 from mmdeploy_ext.families.base import DETECTOR, refuse
 from mmdeploy_ext.families.detector import TRACED, Detector, fit, named_program, read_config
-from mmdeploy_ext.proving.claims import Claims
+from mmdeploy_ext.proving.subject import Claims
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.spec.options import MADE_FOR, TARGETS, Target
 

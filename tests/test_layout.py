@@ -2,6 +2,8 @@
 
 import functools
 import re
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -36,6 +38,13 @@ SHARED = (COMMON, 'evaluate', 'synthetic')
 """Folders of families/: what several families need."""
 WRITTEN = {'mmdeploy_ext.upstream.weights.convert.mmdet3_model': {'mmdeploy_ext.upstream.models.mmdet'}}
 """Module -> modules that it writes into configs and does not import."""
+EXPLAINED = {
+    r'\bTies\(': ['proving.explain', 'bench.precision.results_kept'],
+    r'\bwithout_limits\(': ['proving.explain', 'bench.precision.results_kept'],
+    r'proving\.float64 import': ['proving.explain', 'proving.drive', 'proving.difference.locate'],
+    r"'proving'\)": ['proving.loop', 'proving.drive'],
+}
+"""What explains a difference, and the loop over samples -> the modules that name it."""
 LAZY = {
     'mmdeploy_ext': {
         'mmdeploy_ext.api',
@@ -77,7 +86,6 @@ ASKING = {
     'mmdeploy_ext.families.evaluate.backend_config': 'a memory has a key of its own',
     'mmdeploy_ext.proving.against_dump': 'the state before a dumped frame',
     'mmdeploy_ext.proving.drive': 'samples of a recording are a drive',
-    'mmdeploy_ext.proving.frames': 'the first sample once more',
     'mmdeploy_ext.proving.not_shown': 'names pictures or samples',
     'mmdeploy_ext.proving.recorded.proof': 'float64 restarts a memory',
     'mmdeploy_ext.proving.views.table': 'names the command of a product',
@@ -147,6 +155,23 @@ def test_packages_import_only_from_those_before_them():
         if ORDER.index(package_of(target)) > ORDER.index(package_of(name))
     ]
     assert not wrong, '\n'.join(wrong)
+
+
+def test_ties_limits_and_float64_are_named_where_differences_are_explained():
+    for words, places in EXPLAINED.items():
+        found = {
+            name
+            for name, path in modules().items()
+            if package_of(name) in ('proving', 'bench') and re.search(words, path.read_text(encoding='utf-8'))
+        }
+        assert found == {f'{PACKAGE}.{place}' for place in places}, words
+
+
+def test_the_loop_of_proofs_needs_numpy_alone():
+    code = (
+        'import sys; sys.modules.update(torch=None, mmcv=None, onnx=None); import mmdeploy_ext.proving.loop'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=REPOSITORY)
 
 
 def test_no_family_imports_another():

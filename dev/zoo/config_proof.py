@@ -29,7 +29,7 @@ from mmdeploy_ext.families.detector import (
 )
 from mmdeploy_ext.families.detector_files import export_files
 from mmdeploy_ext.families.images import picture_of
-from mmdeploy_ext.proving.claims import Claims
+from mmdeploy_ext.proving.subject import Claims
 from mmdeploy_ext.spec.registry import registered, registration_of
 from mmdeploy_ext.upstream.compat.plain_kernels import MMCV_MODULES
 

@@ -247,8 +247,7 @@ def _show(detector: Detector, path: str, image: tuple[str, np.ndarray], engine: 
     import onnx
     import onnx.printer
 
-    from mmdeploy_ext.engines.base import attempt
-    from mmdeploy_ext.proving.pictures import judge_outputs
+    from mmdeploy_ext.proving.pictures import Pictures
     from mmdeploy_ext.proving.proof import open_file
     from mmdeploy_ext.proving.references import references
     from mmdeploy_ext.runtime.draw import write_picture
@@ -260,8 +259,8 @@ def _show(detector: Detector, path: str, image: tuple[str, np.ndarray], engine: 
     print(onnx.printer.to_text(graph))
     with build_backend(path=path, **engine) as backend:
         traced = references(detector, exported_options(detector.family, file.options, path), [image])[0]
-        outputs = attempt(lambda: backend.infer(traced.feeds_of(backend.metadata)))
-        _, pairs = judge_outputs(traced, backend, outputs)
+        subject = Pictures(detector, backend, None, [traced])
+        pairs = subject.drawn(traced, subject.got(subject.sample(traced.input, 0, ''), None))
     task = task_module(detector.family.task)
     for pair in pairs[:1]:
         picture = Path(f'{path}.png')

@@ -15,7 +15,7 @@ from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof, ranges
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.families.detector import Detector, read_config
-from mmdeploy_ext.proving.claims import Claims
+from mmdeploy_ext.proving.subject import Claims
 from mmdeploy_ext.spec import options as choices
 
 if TYPE_CHECKING:

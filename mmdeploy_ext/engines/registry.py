@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BASELINE = 'torch'
 """Eager PyTorch, against which others are measured and proven."""
 COMPILED = 'torch-compile'
+CPU = 'CPUExecutionProvider'
+"""The provider of ONNX Runtime that every machine has."""
 
 
 @dataclasses.dataclass(frozen=True)

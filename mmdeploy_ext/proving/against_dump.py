@@ -10,7 +10,7 @@ import numpy as np
 from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.dump import list_samples, load_dump
 from mmdeploy_ext.base.errors import DataError
-from mmdeploy_ext.proving.pictures import compare_outputs
+from mmdeploy_ext.proving.explain import rounding_of
 from mmdeploy_ext.proving.references import options_besides_form
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.tasks import match
@@ -127,9 +127,11 @@ class ImageDumpComparer:
         code = self.detector.family.reference(self.detector.model)
 
         def run() -> Mapping[str, np.ndarray]:
-            return code.tensors(tensors, metadata.form, **options_besides_form(self.detector, metadata))
+            options = options_besides_form(self.detector, metadata)
+            return code.in_order(code.tensors(tensors, metadata.form, **options))
 
-        return compare_outputs(code, expected, outputs, spec, bars, run)
+        sides = code.in_order(expected), code.in_order(outputs)
+        return tuple(compare_tensors(*sides, spec, rounding_of(code.model, sides[0], run), bars))
 
 
 class FrameDumpComparer:

@@ -12,7 +12,6 @@ import numpy as np
 from mmdeploy_ext.base.cli import tracked
 from mmdeploy_ext.base.errors import LoadError
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.drive_run import (
     FULL_DRIVE,
     NOTHING_FOUND,
@@ -35,7 +34,7 @@ from mmdeploy_ext.proving.frames import (
     times_of,
 )
 from mmdeploy_ext.proving.not_shown import Watch, unreached
-from mmdeploy_ext.proving.proof import Unread, finish, not_loaded
+from mmdeploy_ext.proving.proof import ROUNDED_FP16, Unread, finish, not_loaded
 from mmdeploy_ext.proving.recorded.calls import RecordedStepper
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.runtime.tasks import bbox3d
@@ -46,9 +45,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.drive_run import DriveBars
     from mmdeploy_ext.proving.proof import Proof
+    from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
     from mmdeploy_ext.spec.comparison import Rounding
     from mmdeploy_ext.spec.memory import MemorySpec
@@ -222,7 +221,7 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
         if memory.instances:
             notes.append('the choice of instances for the next frame and their track ids were not compared')
         if proof.engine.get('round_fp16'):
-            notes.append(half_precision.ROUNDED)
+            notes.append(ROUNDED_FP16)
     notes += row.excused
     if count := sum(modes.substituted):
         notes.append(f"your test path returns the same {count} results from the file's outputs")

@@ -8,17 +8,14 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.base.cli import tracked
 from mmdeploy_ext.base.errors import LoadError, ModelFileError
 from mmdeploy_ext.base.files import sha256_onnx
 from mmdeploy_ext.engines import title_of
-from mmdeploy_ext.engines.base import Clock, attempt
 from mmdeploy_ext.exporting.precision_plan import before_plan
-from mmdeploy_ext.exporting.substitution import without_limits
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import file_checks
-from mmdeploy_ext.proving.float64 import rounding_of
+from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.not_shown import Watch, count_voxels, unreached
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
@@ -28,7 +25,6 @@ from mmdeploy_ext.proving.proof import (
     check_contents,
     check_graph,
     check_model,
-    compare_again,
     engine_class,
     engine_options,
     finish,
@@ -41,20 +37,20 @@ from mmdeploy_ext.proving.proof import (
 )
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.recorded.calls import RecordedStepper
-from mmdeploy_ext.runtime.tasks import NEEDED_BY_LISTS, bbox3d, match, task_module
-from mmdeploy_ext.spec.comparison import compare_tensors
-from mmdeploy_ext.spec.matching import Ties, total_reasons
+from mmdeploy_ext.proving.subject import Sample, Started, Step, Subject
+from mmdeploy_ext.runtime.tasks import bbox3d
+from mmdeploy_ext.spec.matching import total_reasons
 from mmdeploy_ext.spec.metadata import least_precision
-from mmdeploy_ext.spec.results import Bars, Case, Check, DetectionRow, Pair, bars_of, failed_detections
+from mmdeploy_ext.spec.results import Bars, Case, Check, DetectionRow, bars_of
 from mmdeploy_ext.spec.tensors import GraphSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from mmdeploy_ext.families.contracts import Contract
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.proof import ExportedFile, Proof
+    from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
     from mmdeploy_ext.spec.metadata import Metadata
@@ -94,9 +90,6 @@ class Sides:
     spec: GraphSpec
     bars: Bars
 
-    def run(self, sweep: Sweep) -> tuple[StepResult, StepResult | Exception]:
-        return self.reference.step(sweep), attempt(functools.partial(self.runner.step, sweep))
-
 
 def prove_sweeps(
     detector: Detector,
@@ -113,38 +106,24 @@ def prove_sweeps(
             sides = open_sides(detector, proof.files, proof.options, proof.engine, stack)
         except LoadError as error:
             return not_loaded(proof, error)
-        clock, titles = Clock(), times_of(proof, 'sweep')
-        reference, unread = RecordedStepper(detector, sides.reference), Unread(sides.spec)
-        watch = Watch()
-
-        def run(sweep: Sweep) -> tuple[Case, list[Pair]]:
-            with watch:
-                expected = clock.run(titles[0], lambda: reference.step(sweep))
-            result = attempt(lambda: clock.run(titles[1], lambda: sides.runner.step(sweep)))
-            look_at_outputs(unread, sides.runner, result)
-            return judge_sweep(sides, sweep, expected, result)
-
-        first = None
-        for sweep in tracked(sweeps, len(sweeps), 'proving'):
-            case, pairs = run(sweep)
-            results.cases.append(case)
-            proof.pairs += pairs
-            first = first or sweep
-        if first is not None:
-            compare_again(proof, lambda: run(first)[0])
+        subject = Sweeps(sides, RecordedStepper(detector, sides.reference), sweeps)
+        results.cases, reasons, clock = compare(subject)
+        results.reasons += reasons
 
         judge_results(proof)
-        results.reasons += reasons_of_unread(unread, sides.runner)
-        verdict.timing_ms = clock.medians(*titles) if claims.timed else {}
+        results.reasons += reasons_of_unread(subject.unread, sides.runner)
+        if claims.timed:
+            medians = clock.medians('reference', 'file').values()
+            verdict.timing_ms = dict(zip(times_of(proof, 'sweep'), medians, strict=False))
         if not results.reasons:
             results.reasons += total_reasons(results.cases, verdict.bars, 'sweep', 'sweep', ADVICE)
         verdict.notes += notes_on_sides(sides)
         proof.add_notes(dict.fromkeys(note for case in results.cases for note in case.notes))
-        if first is not None:
-            results.cases += unusual_cases(sides, first)
+        if subject.first is not None:
+            results.cases += unusual_cases(sides, subject.first)
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
-    verdict.unreached += watch.lines(limits(sides.metadata), '--frames')
-    verdict.pairs = proof.pairs[:MAX_DRAWN]
+    verdict.unreached += subject.watch.lines(limits(sides.metadata), '--frames')
+    verdict.pairs = subject.pairs[:MAX_DRAWN]
     return finish(proof)
 
 
@@ -299,91 +278,67 @@ def counts_of(metadata: Metadata, results: int, sweep: Sweep | None = None) -> d
     return counts
 
 
-def judge_sweep(
-    sides: Sides, sweep: Sweep, expected: StepResult, result: StepResult | Exception
-) -> tuple[Case, list[Pair]]:
-    """Return levels 2 and 3 of one sweep, and its image, or [] if the engine failed."""
-    if isinstance(result, Exception):
-        return judge_tensors(sides, sweep, expected, result), []
-    substituted = match_substituted(sides, result)  # first: a float64 run changes the last sample
-    case = judge_tensors(sides, sweep, expected, result)
-    detections = expected.detections, result.detections
-    notes = ()
-    if sides.bars.is_float32 and hasattr(sides.reference, 'boxes_of') and not can_be_put_in(sides, result):
-        notes = (NOT_PUT_IN,)
-    case = dataclasses.replace(case, substituted=substituted, whole=True, notes=notes)
-    settings = {}
-    if sides.bars.is_float32:
-        settings = dict(tied=ties_of(sides, detections, lambda: sides.reference.step(sweep).detections))
-    row = match(sides.detector.family.task, 'boxes', *detections, sides.bars, **settings)
-    case = dataclasses.replace(case, detections=(row,))
-    title = f'{sweep.name or "sweep"}, {len(sweep.points)} points'
-    return case, [bbox3d.pair_of(sweep, sides.detector.rule, title, *detections)]
+class Sweeps(Subject):
+    """The user's test path over sweeps, and files on their engine; `plain`: a sweep with nothing in it."""
 
+    def __init__(
+        self, sides: Sides, reference: Any, sweeps: Collection[Sweep], plain: Sweep | None = None
+    ) -> None:
+        self.sides, self.reference, self.given, self.plain = sides, reference, sweeps, plain
+        self.spec, self.bars, self.settings = sides.spec, sides.bars, limits(sides.metadata)
+        self.task, self.module = sides.detector.family.task, sides.detector.model
+        self.unread, self.watch, self.pairs = Unread(sides.spec), Watch(), []
+        self.first: Sweep | None = None
 
-def judge_tensors(sides: Sides, sweep: Sweep, expected: StepResult, result: StepResult | Exception) -> Case:
-    counts = counts_of(sides.metadata, len(expected.detections), sweep)
-    case = Case(sweep.name, 'x'.join(map(str, sweep.points.shape)), False, counts=counts)
-    if isinstance(result, Exception):
-        return dataclasses.replace(
-            case, detections=(failed_detections(sweep.name, expected.detections, result),)
-        )
-    rounding = None
-    if not sides.detector.family.memory:
-        run = functools.partial(sides.reference.step, sweep)
-        rounding = rounding_of(sides.detector.model, expected.outputs, lambda: run().outputs)
-    rows = compare_tensors(expected.outputs, result.outputs, sides.spec, rounding, sides.bars)
-    return dataclasses.replace(case, tensors=tuple(rows))
+    def sample(self, entry: Sweep, index: int, mode: str) -> Sample:
+        self.first = self.first or entry
+        return Sample(entry.name, entry, 'x'.join(map(str, entry.points.shape)), titles=['boxes'])
 
+    def want(self, sample: Sample, state: Any) -> Step:
+        with self.watch:
+            step = self.reference.step(sample.data)
+        counts = counts_of(self.sides.metadata, len(step.detections), sample.data)
+        return Step(step.outputs, [step.detections], counts=counts)
 
-def can_be_put_in(sides: Sides, result: StepResult) -> bool:
-    names = getattr(sides.reference, 'output_names', ())
-    return hasattr(sides.reference, 'boxes_of') and {*names} <= result.outputs.keys()
+    def got(self, sample: Sample, state: Any) -> Step:
+        step = self.sides.runner.step(sample.data)
+        return Step(step.outputs, [step.detections])
 
+    def tensors(self, sample: Sample, state: Any, got: Step) -> Mapping[str, Any]:
+        return self.sides.reference.step(sample.data).outputs
 
-def match_substituted(sides: Sides, result: StepResult) -> tuple[DetectionRow, ...]:
-    """Match the file's boxes with the user's test path on its outputs.
+    def results(self, sample: Sample, state: Any) -> list[Any]:
+        return [self.sides.reference.step(sample.data).detections]
 
-    Returns () below float32 and for outputs other than the head's.
-    """
-    if not sides.bars.is_float32 or not can_be_put_in(sides, result):
-        return ()
-    detections = sides.reference.boxes_of(result.outputs), result.detections
-    task = sides.detector.family.task
-    one_to_one = getattr(task_module(task), 'ONE_TO_ONE', {})
-    tied = ties_of(sides, detections, lambda: sides.reference.boxes_of(result.outputs), **one_to_one)
-    return (match(task, 'boxes', *detections, tied=tied, **one_to_one),)
+    def on(self, sample: Sample, got: Step) -> Started | None:
+        """Decode the files' outputs by the user's head, if they are what it takes."""
+        boxes_of = getattr(self.sides.reference, 'boxes_of', None)
+        if boxes_of is None or sample.data is self.plain:
+            return None
+        if not {*getattr(self.sides.reference, 'output_names', ())} <= got.tensors.keys():
+            return Started(notes=[NOT_PUT_IN])
+        return Started(lambda: [boxes_of(got.tensors)])
 
-
-def ties_of(sides: Sides, detections: tuple[Any, Any], run: Callable[[], Any], **one_to_one: float) -> Ties:
-    """Return the finder of boxes at a tie; `run` returns PyTorch's boxes."""
-    pair_up = task_module(sides.detector.family.task, NEEDED_BY_LISTS).pair_up
-    bars = {name: bar for name, bar in one_to_one.items() if name != 'score_thr'}
-
-    def without() -> Any:
-        with without_limits(sides.detector.model):
-            return run()
-
-    return Ties(detections, without, functools.partial(pair_up, **bars), limits(sides.metadata))
-
-
-def unusual_cases(sides: Sides, first: Sweep) -> Iterator[Case]:
-    rule = sides.detector.rule
-    for special in sides.reference.special_samples(rule, first):
-        yield judge_sweep(sides, special, *sides.run(special))[0]
-    yield nothing_to_see(sides, sides.reference.plain_sample(rule, first))
-
-
-def nothing_to_see(sides: Sides, plain: Sweep) -> Case:
-    """Return a plain sample's case: tensors, and results if PyTorch finds nothing."""
-    expected, result = sides.run(plain)
-    if not len(expected.detections.above(bbox3d.SCORE_THR)):
-        return dataclasses.replace(judge_sweep(sides, plain, expected, result)[0], substituted=())
-    case = judge_tensors(sides, plain, expected, result)
-    if isinstance(result, Exception):
+    def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case:
+        if isinstance(got, Exception):
+            return case
+        if hasattr(self.sides.runner, 'boxes_of'):
+            self.unread.look(got.tensors, self.sides.runner.boxes_of)
+        sides = want.results[0], got.results[0]
+        if sample.data is self.plain and len(sides[0].above(bbox3d.SCORE_THR)):
+            case = dataclasses.replace(case, detections=(best_scores_row(*sides),))
+        title = f'{sample.name or "sweep"}, {len(sample.data.points)} points'
+        self.pairs.append(bbox3d.pair_of(sample.data, self.sides.detector.rule, title, *sides))
         return case
-    row = best_scores_row(expected.detections, result.detections)
-    return dataclasses.replace(case, detections=(row,))
+
+
+def unusual_cases(sides: Sides, first: Sweep) -> list[Case]:
+    """Compare special sweeps, and a plain one: tensors, and results if PyTorch finds nothing."""
+    reference, rule = sides.reference, sides.detector.rule
+    plain = reference.plain_sample(rule, first)
+    subject = Sweeps(sides, reference, [*reference.special_samples(rule, first), plain], plain)
+    subject.again = -1
+    return compare(subject)[0]
 
 
 def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:

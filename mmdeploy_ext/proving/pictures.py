@@ -16,11 +16,12 @@ import numpy as np
 
 from mmdeploy_ext.base.cli import tracked
 from mmdeploy_ext.base.config import replaced_entry
-from mmdeploy_ext.base.errors import FrozenWarning, LoadError, ModelFileError, ShapeError, one_line
+from mmdeploy_ext.base.errors import FrozenWarning, LoadError, ModelFileError, ShapeError
 from mmdeploy_ext.base.files import sha256_onnx
 from mmdeploy_ext.engines import build_backend, title_of
-from mmdeploy_ext.engines.base import FAILURES, attempt
+from mmdeploy_ext.engines.base import attempt
 from mmdeploy_ext.engines.plugins import open_with_plugins
+from mmdeploy_ext.engines.registry import CPU
 from mmdeploy_ext.exporting.export import save
 from mmdeploy_ext.exporting.precision_plan import before_plan
 from mmdeploy_ext.exporting.substitution import (
@@ -28,23 +29,20 @@ from mmdeploy_ext.exporting.substitution import (
     border_names,
     observed,
     substituted,
-    without_limits,
 )
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.detector import TRACED, check_picture_options, rule_of
 from mmdeploy_ext.families.detector_files import make_metadata
-from mmdeploy_ext.proving import file_checks, half_precision
-from mmdeploy_ext.proving.float64 import rounding_of
+from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs, smaller_size
+from mmdeploy_ext.proving.loop import compare, judge
 from mmdeploy_ext.proving.not_shown import Watch, counts_of_images, limits_of, unreached
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
-    AGAIN,
     Unread,
     check_contents,
     check_graph,
     check_model,
-    compare_again,
     engine_class,
     engine_options,
     finish,
@@ -58,31 +56,28 @@ from mmdeploy_ext.proving.proof import (
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
     InputReference,
-    changed_children,
     empty_reference,
     options_besides_form,
     reference_with_empty_image,
     zoomed_on_object,
 )
+from mmdeploy_ext.proving.subject import Sample, Started, Step, Subject
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible
-from mmdeploy_ext.runtime.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
 from mmdeploy_ext.spec.comparison import (
-    compare_named,
-    compare_tensors,
     count_rows,
     failed_row,
     order_rows,
     shape_rows,
 )
-from mmdeploy_ext.spec.matching import Ties, matched_rows, total_reasons
+from mmdeploy_ext.spec.matching import total_reasons
 from mmdeploy_ext.spec.options import LIMITS
-from mmdeploy_ext.spec.results import FLOAT32, Case, DetectionRow, Pair, bars_of, failed_detections
-from mmdeploy_ext.spec.tensors import DEFAULT_RTOL, VALID
+from mmdeploy_ext.spec.results import Case, Pair, bars_of
+from mmdeploy_ext.spec.tensors import VALID
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     import onnx
@@ -90,14 +85,13 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.families.reference import ImageReference
-    from mmdeploy_ext.proving.claims import Claims
     from mmdeploy_ext.proving.inputs.inputs import ProofInput
     from mmdeploy_ext.proving.proof import ExportedFile, Proof
+    from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.options import Options
-    from mmdeploy_ext.spec.results import Bars, GraphResult, PreprocessingResult, TensorRow
-    from mmdeploy_ext.spec.tensors import GraphSpec
+    from mmdeploy_ext.spec.results import GraphResult, PreprocessingResult, TensorRow
     from mmdeploy_ext.spec.verdict import Verdict
 
 MAX_DRAWN = 8
@@ -128,30 +122,14 @@ def prove_pictures(
         verdict.subject['precision'] = backend.computes_in or file.metadata.precision
         beside = None
         if verdict.bars.is_float32 and not shows_inner(proof.engine):
-            beside = open_beside(file, stack)
+            with contextlib.suppress(LoadError):  # ONNX Runtime may lack an operator of another engine
+                beside = stack.enter_context(open_backend({}, file))
 
         inputs, notes = picture_inputs(detector, file, proof.options, pictures)
         verdict.notes += notes
-        first, sums, unread = None, [], Unread(file.metadata.spec)
-        watch = Watch()
-        for entry in tracked(inputs, len(inputs), 'proving'):
-            reference = entry
-            if not isinstance(entry, InputReference):
-                reference = InputReference(detector, entry)
-            first = first or reference
-            case, pairs = run_case(reference, backend, beside)
-            unread.look(reference.outputs, compared_by(reference, file.metadata))
-            reference.forget()
-            results.cases.append(case)
-            proof.pairs += pairs
-            sums.append(reference.sums)
-            watch.add(reference.watch)
-        place = smallest(inputs)
-        again = InputReference(detector, input_of(inputs[place]))
-        compare_again(proof, lambda: run_case(again, backend, beside)[0], place)
-        if names := changed_children(sums[place], again.sums):
-            results.reasons.append(f'{AGAIN} (state that runs change): outputs of {", ".join(names)}')
-
+        subject = Pictures(detector, backend, beside, inputs)
+        results.cases, reasons, _ = compare(subject)
+        first, results.reasons = subject.first, [*results.reasons, *reasons]
         results.cases += without_result(proof, pictures[0][1])
         judge_results(proof)
         if claims.timed and all(case.passed for case in results.cases):
@@ -164,12 +142,12 @@ def prove_pictures(
     if left_out := first.code.results_left_out(file.options):
         verdict.notes.append(left_out)
     else:
-        results.reasons += unread.reasons
+        results.reasons += subject.unread.reasons
     limits = limits_of(file.metadata.postprocess.to_json(), file.options)
     verdict.unreached = unreached(limits, results.cases, '--images')
-    verdict.unreached += watch.lines(file.metadata.postprocess.to_json(), '--images')
-    results.reasons += watch.other_epsilons(file.model) if claims.edited else []
-    verdict.pairs = proof.pairs[:MAX_DRAWN]
+    verdict.unreached += subject.watch.lines(file.metadata.postprocess.to_json(), '--images')
+    results.reasons += subject.watch.other_epsilons(file.model) if claims.edited else []
+    verdict.pairs = subject.pairs[:MAX_DRAWN]
     return finish(proof)
 
 
@@ -193,7 +171,7 @@ def without_result(proof: Proof, picture: np.ndarray) -> list[Case]:
         save(model, path, make_metadata(detector, options))
         plain = dataclasses.replace(plain_inputs(detector, options)[0], name=UNPASSED)
         backend = stack.enter_context(open_backend({}, open_file(path)))
-        return [run_case(InputReference(detector, plain), backend)[0]]
+        return [run_case(InputReference(detector, plain), backend)]
 
 
 def ask_pictures(
@@ -308,17 +286,8 @@ def open_backend(engine: Mapping[str, Any], file: ExportedFile) -> Backend:
 
 def shows_inner(engine: Mapping[str, Any]) -> bool:
     """Whether an engine returns tensors between stages: ONNX Runtime on the CPU."""
-    cpu = half_precision.CPU
-    on_cpu = engine.get('providers') in (None, cpu, [cpu], (cpu,))
+    on_cpu = engine.get('providers') in (None, CPU, [CPU], (CPU,))
     return engine_class(engine) == 'OnnxRuntimeBackend' and on_cpu
-
-
-def open_beside(file: ExportedFile, stack: contextlib.ExitStack) -> Backend | None:
-    """Return ONNX Runtime for another engine's file and its inner tensors; None if it cannot run it."""
-    try:
-        return stack.enter_context(open_backend({}, file))
-    except LoadError:
-        return None
 
 
 def picture_inputs(
@@ -365,139 +334,159 @@ def substitution_notes(code: ImageReference, cases: Sequence[Case]) -> list[str]
     return ["your code did not run on the file's tensors: the end-to-end results decide", *notes]
 
 
-def run_case(
-    reference: InputReference, backend: Backend, beside: Backend | None = None
-) -> tuple[Case, list[Pair]]:
-    """Run an engine on one input, and compare with the reference; return the case, and pairs to draw.
+def run_case(given: InputReference, backend: Backend, beside: Backend | None = None) -> Case:
+    """Judge an engine on one input; `beside`: ONNX Runtime with the same file, for inner tensors."""
+    subject = Pictures(given.detector, backend, beside, [given])
+    sample = subject.sample(given.input, 0, '')
+    return judge(subject, sample, subject.want(sample, None), attempt(lambda: subject.got(sample, None)))
 
-    `beside`: ONNX Runtime with the same file, for inner tensors.
+
+class Pictures(Subject):
+    """The user's test path, and a file on an engine.
+
+    Attributes:
+        runtime: ONNX Runtime with the same file, for an engine without inner tensors.
+        computed: inputs that were chosen by PyTorch's results, which it gives once.
+        first: the first input.
     """
-    feeds, reference.engine_seconds = reference.feeds_of(backend.metadata), []
 
-    def run() -> Mapping[str, np.ndarray]:
-        start = time.perf_counter()
-        outputs = backend.infer(feeds)
-        reference.engine_seconds.append(time.perf_counter() - start)
-        return outputs
+    def __init__(
+        self,
+        detector: Detector,
+        backend: Backend,
+        runtime: Backend | None = None,
+        inputs: Sequence[ProofInput | InputReference] = (),
+    ) -> None:
+        metadata = self.metadata = backend.metadata
+        self.detector, self.backend, self.runtime = detector, backend, runtime
+        self.spec, self.settings = metadata.spec, metadata.postprocess.to_json()
+        self.task, self.module = detector.family.task, detector.model
+        self.bars = bars_of(backend.computes_in or metadata.precision)
+        self.given = [input_of(entry) for entry in inputs]
+        self.again = smallest(self.given) if inputs else 0
+        self.computed = {id(one.input): one for one in inputs if isinstance(one, InputReference)}
+        self.compares_values = any(tensor.compare == 'values' for tensor in metadata.spec.outputs)
+        self.unread, self.watch, self.pairs = Unread(metadata.spec), Watch(), []
+        self.first: InputReference | None = None
 
-    outputs = reference.outputs = attempt(run)
-    of_runtime = None
-    if beside and not isinstance(outputs, Exception):
-        of_runtime = attempt(lambda: dict(beside.infer(feeds)))
-        if not isinstance(of_runtime, Exception):
-            of_runtime = of_runtime, getattr(beside, 'inner', {})
-    return judge_outputs(reference, backend, outputs, of_runtime)
+    def sample(self, entry: ProofInput, index: int, mode: str) -> Sample:
+        given = self.computed.pop(id(entry), None) or InputReference(self.detector, entry)
+        shape = 'x'.join(map(str, given.feeds[self.spec.input_names[0]].shape))
+        return Sample(entry.name, given, shape, entry.traced, [title for title, _ in entry.sources])
 
+    def want(self, sample: Sample, state: Any) -> Step:
+        return Step(results=sample.data.results, probe=sample.data.sums)
 
-def judge_outputs(
-    reference: InputReference,
-    backend: Backend,
-    outputs: Mapping[str, np.ndarray] | Exception,
-    of_runtime: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]] | Exception | None = None,
-) -> tuple[Case, list[Pair]]:
-    """Compare an engine's outputs, or its error, with the reference; return the case, and pairs to draw.
+    def got(self, sample: Sample, state: Any) -> Step:
+        step = self._step(sample.data, self.backend)
+        if self.runtime is None:
+            return step
+        return dataclasses.replace(step, beside=attempt(lambda: self._step(sample.data, self.runtime)))
 
-    `of_runtime`: ONNX Runtime's outputs and inner tensors for the same file, if it ran.
-    """
-    code, metadata = reference.code, backend.metadata
-    proof_input, expected = reference.input, reference.results
-    bars = bars_of(backend.computes_in or metadata.precision)
-    shape = 'x'.join(map(str, reference.feeds[metadata.spec.input_names[0]].shape))
-    case = Case(proof_input.name, shape, proof_input.traced)
-    rows: tuple[TensorRow, ...] = ()
-    try:
-        if isinstance(outputs, Exception):
-            raise outputs
-        tensors = {**outputs, **getattr(backend, 'inner', {})}
-        rows = (
-            *_compare_tensors(reference, metadata, tensors, bars),
-            *shape_rows(outputs, metadata.spec),
+    def _step(self, given: InputReference, backend: Backend) -> Step:
+        feeds, start = given.feeds_of(self.metadata), time.perf_counter()
+        outputs = dict(backend.infer(feeds))
+        given.engine_seconds = [time.perf_counter() - start]
+        inner, labelled = dict(getattr(backend, 'inner', {})), with_labels(outputs)
+        rows = [*shape_rows(outputs, self.spec), *self._contract_rows(given, labelled)]
+        if given.code.results_left_out(self.metadata.options):
+            return Step(outputs, inner=inner, rows=rows)
+        results = attempt(lambda: results_of_file(given, self.metadata, labelled))
+        counts = {**counts_of_images(given.results, labelled), **given.code.counts({**outputs, **inner})}
+        return Step(outputs, results, inner=inner, rows=rows, counts=counts)
+
+    def _contract_rows(self, given: InputReference, outputs: Mapping[str, np.ndarray]) -> list[TensorRow]:
+        options, classes = self.metadata.options, self.detector.family.num_classes(self.module)
+        rows = order_rows(outputs, classes, self.spec.score_columns())
+        if limits := {name: options[name] for name in LIMITS if options.get(name)}:
+            rows += count_rows(outputs, given.compute(given.code.candidate_bounds, self.bars.score, **limits))
+        if not np.all(outputs.get(VALID, True)):
+            rows.append(failed_row(VALID, 'is false: the graph holds a fact that is not true of this input'))
+        return rows
+
+    def align(self, sample: Sample, want: Step, got: Step) -> Any:
+        """Return the tensors of a form without results; rows of a top-k in one order."""
+        if not self.compares_values:
+            return {}, {}, ()
+        outputs = {name: got.tensors[name] for name in self.spec.output_names if name in got.tensors}
+        expected = self.tensors(sample, None, got, again=False)
+        return expected, sample.data.code.in_order(outputs), ()
+
+    def tensors(self, sample: Sample, state: Any, got: Step, again: bool = True) -> Mapping[str, np.ndarray]:
+        given, code, form = sample.data, sample.data.code, self.metadata.form
+        options = options_besides_form(self.detector, self.metadata)
+        expected = code.expected_tensors(given.feeds, {**got.tensors, **got.inner}, form, **options)
+        if expected is None:
+            run = (code.tensors, given.feeds) if again else (given.compute, code.tensors)
+            expected = functools.partial(*run)(form, **options)
+        return code.in_order(expected)
+
+    def results(self, sample: Sample, state: Any) -> Sequence[Any]:
+        return sample.data.run()
+
+    def on(self, sample: Sample, got: Step) -> Started:
+        """Put the file's tensors in place of the results of the user's methods."""
+        given, code, model = sample.data, sample.data.code, self.module
+        tensors = {**with_labels(got.tensors), **got.inner}
+        own = code.substitutes(tensors)
+
+        def results(instead: Mapping[str, Any] = own) -> Sequence[Any]:
+            with substituted(model, instead):
+                return given.run()
+
+        def ranked() -> Sequence[Any] | None:
+            order = code.ranking({**got.tensors, **got.inner})
+            return results(order) if order else None
+
+        def at_borders(calls: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:
+            named = [of(calls[path]) for path, of in code.borders().items() if calls.get(path)]
+            found = {name: tensor for one in named for name, tensor in one.items() if name in got.inner}
+            return {name: tensor.detach().cpu().numpy() for name, tensor in found.items()}
+
+        def again() -> dict[str, np.ndarray]:
+            with observed(model, code.borders()) as calls, contextlib.suppress(Exception):
+                given.run()  # code after the borders may refuse float64
+            return {**at_borders(calls), **code.inner_tensors(tensors)[0]}
+
+        borders, behind = at_borders(given.borders), code.inner_tensors(tensors)
+        sides = {**borders, **behind[0]}, {**{name: got.inner[name] for name in borders}, **behind[1]}
+        return Started(
+            results if own else None,
+            sides,
+            again,
+            lambda: code.inner_results(tensors, given.images),
+            ranked,
+            whole=(bool(sides[0]) or self.compares_values) and not code.unjudged(),
         )
+
+    def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case:
+        given = sample.data
+        self.first = self.first or given
+        if not isinstance(got, Exception):
+            self.unread.look(got.tensors, functools.partial(self._compared, given))
+            self.pairs += self.drawn(given, got) if isinstance(got.results, list | tuple) else []
+        self.watch.add(given.watch)
+        given.forget()
+        return case
+
+    def _compared(self, given: InputReference, outputs: Mapping[str, np.ndarray]) -> Any:
+        """Return what is compared of outputs, other than their values."""
         outputs = with_labels(outputs)
-        rows = (*rows, *_contract_rows(reference, metadata, outputs, bars))
-        if code.results_left_out(metadata.options):
-            return dataclasses.replace(case, tensors=rows), []
-        results = results_of_file(reference, metadata, outputs)
-        inner, own_results = getattr(backend, 'inner', {}), results
-        if isinstance(of_runtime, Exception):
-            raise of_runtime
-        if of_runtime:
-            outputs, inner = of_runtime
-            tensors = {**outputs, **inner}
-            outputs = with_labels(outputs)
-            own_results = results_of_file(reference, metadata, outputs)
-    except FAILURES as error:
-        titles = [title for title, _ in proof_input.sources]
-        failed = (failed_detections(*pair, error) for pair in zip(titles, expected, strict=True))
-        return dataclasses.replace(case, tensors=rows, detections=tuple(failed)), []
-    if not bars.is_float32 and not rows:
-        rows = _cosines_of_results(reference.detector.family.task, expected, results, bars)
-    counts = {**counts_of_images(expected, outputs), **code.counts(tensors)}
-    case, settings = dataclasses.replace(case, tensors=rows, counts=counts), metadata.postprocess.to_json()
-    if bars.is_float32:
-        case = judge_parts(case, reference, metadata, outputs, inner, own_results)
-        if of_runtime:
-            case = dataclasses.replace(case, engines=match_engines(reference, own_results, results, settings))
-        case = judge_results_of_images(case, reference, tensors, results, settings)
-    else:
-        case = dataclasses.replace(case, detections=match_images(reference, expected, results, bars))
-    return case, _pictures(reference, results, title_of(type(backend).__name__))
+        results, rows = results_of_file(given, self.metadata, outputs), self._contract_rows(given, outputs)
+        return results, rows, given.code.inner_results(outputs, given.images)
 
-
-def compared_by(reference: InputReference, metadata: Metadata) -> Callable[[Mapping[str, np.ndarray]], Any]:
-    """Return the function from outputs to what the proof compares of them, other than their values."""
-    bars = bars_of(metadata.precision)
-
-    def compared(outputs: Mapping[str, np.ndarray]) -> Any:
-        outputs = with_labels(outputs)
-        results = results_of_file(reference, metadata, outputs)
-        rows = _contract_rows(reference, metadata, outputs, bars)
-        return results, rows, reference.code.inner_results(outputs, reference.images)
-
-    return compared
-
-
-def judge_parts(
-    case: Case,
-    reference: InputReference,
-    metadata: Metadata,
-    outputs: Mapping[str, np.ndarray],
-    inner: Mapping[str, np.ndarray],
-    results: Sequence[Any],
-) -> Case:
-    """Return the case with float32 comparisons of the file's own tensors, part by part.
-
-    `results` are the file's, from `outputs`.
-    """
-    settings, compared = metadata.postprocess.to_json(), compares_values(metadata)
-    tensors, borders = {**outputs, **inner}, border_rows(reference, inner, outputs)
-    rows, notes = match_substituted(reference, tensors, results, settings)
-    return dataclasses.replace(
-        case,
-        tensors=(*case.tensors, *borders),
-        substituted=rows,
-        inner=match_inner(reference, tensors, settings),
-        whole=(bool(borders) or compared) and not reference.code.unjudged(),
-        notes=notes,
-    )
-
-
-def judge_results_of_images(
-    case: Case,
-    reference: InputReference,
-    tensors: Mapping[str, np.ndarray],
-    results: Sequence[Any],
-    settings: Mapping[str, Any],
-) -> Case:
-    """Return the case with an engine's results, matched with PyTorch's end to end."""
-    detections = match_images(reference, reference.results, results, FLOAT32, settings)
-    ranking = {} if all(row.passed for row in detections) else reference.code.ranking(tensors)
-    if not ranking:
-        return dataclasses.replace(case, detections=detections)
-    with substituted(reference.detector.model, ranking):
-        detections = match_images(reference, reference.run(), results, FLOAT32, settings)
-    note = f"{case.name}: PyTorch's queries were ordered as in the file; the scores show the difference"
-    return dataclasses.replace(case, detections=detections, notes=(*case.notes, note))
+    def drawn(self, given: InputReference, got: Step) -> list[Pair]:
+        """Return the pictures with both sides' results."""
+        if given.input.left_out:
+            return []
+        pairs, engine = [], title_of(type(self.backend).__name__)
+        columns = given.input.sources, given.input.images, given.results, got.results
+        for (title, picture), image, *sides in zip(*columns, strict=True):
+            if not given.input.rescale:
+                sides = [side.scaled(image.scale_factor) for side in sides]
+            size = f'input {image.tensor.shape[1]}x{image.tensor.shape[2]}'
+            pairs.append(Pair(f'{title}, {size}', visible(picture), *sides, engine))
+        return pairs
 
 
 def results_of_file(
@@ -512,220 +501,6 @@ def results_of_file(
     if len(results) != len(reference.results):
         raise ShapeError(f'got results of {len(results)} images, expected {len(reference.results)}')
     return results
-
-
-def match_images(
-    reference: InputReference,
-    expected: Sequence[Any],
-    results: Sequence[Any],
-    bars: Bars,
-    settings: Mapping[str, Any] | None = None,
-) -> tuple[DetectionRow, ...]:
-    """Return level 3 of one case: all images' results, matched with PyTorch's.
-
-    `settings`: of the post-processing, to excuse results at a tie.
-    """
-    if settings is None:
-        task, titles = reference.detector.family.task, [title for title, _ in reference.input.sources]
-        sides = zip(titles, expected, results, strict=True)
-        return tuple(match(task, *side, bars) for side in sides)
-    return match_with_ties(reference, expected, results, reference.run, settings, {})
-
-
-def match_with_ties(
-    reference: InputReference,
-    expected: Sequence[Any],
-    results: Sequence[Any],
-    run: Callable[[], Sequence[Any]],
-    settings: Mapping[str, Any],
-    bars: Mapping[str, Any],
-) -> tuple[DetectionRow, ...]:
-    """Match every image's results; `run` returns the reference's."""
-    model = reference.detector.model
-    task = task_module(reference.detector.family.task, NEEDED_BY_LISTS)
-    pair_by = functools.partial(
-        task.pair_up, **{name: bar for name, bar in bars.items() if name != 'score_thr'}
-    )
-
-    def without(index: int) -> Any:
-        with without_limits(model):
-            return run()[index]
-
-    rows, titles = [], [title for title, _ in reference.input.sources]
-    for index, (title, *sides) in enumerate(zip(titles, expected, results, strict=True)):
-        tied = Ties(sides, functools.partial(without, index), pair_by, settings)
-        rows.append(task.match_detections(title, *sides, tied=tied, **bars))
-    return tuple(rows)
-
-
-def match_engines(
-    reference: InputReference, expected: Sequence[Any], results: Sequence[Any], settings: Mapping[str, Any]
-) -> tuple[DetectionRow, ...]:
-    """Match an engine's results with ONNX Runtime's for the same file."""
-    rows = match_with_ties(reference, expected, results, reference.run, settings, dict(score_thr=0.0))
-    return tuple(dataclasses.replace(row, image=f'{row.image}, against ONNX Runtime') for row in rows)
-
-
-def border_rows(
-    reference: InputReference, tensors: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
-) -> tuple[TensorRow, ...]:
-    """Compare tensors between stages with the results of the user's methods."""
-    code, results = reference.code, {**outputs, **tensors}
-    expected = _at_borders(code, reference.borders, tensors)
-    actual = {name: tensors[name] for name in expected}
-    expected_rows, actual_rows = code.inner_tensors(results)
-
-    def run() -> dict[str, np.ndarray]:
-        with observed(code.model, code.borders()) as calls, contextlib.suppress(Exception):
-            reference.run()  # code after the borders may refuse float64
-        return {**_at_borders(code, calls, tensors), **code.inner_tensors(results)[0]}
-
-    sides = {**expected, **expected_rows}, {**actual, **actual_rows}
-    rounding = rounding_of(code.model, sides[0], run)
-    return tuple(compare_named(*sides, DEFAULT_RTOL, rounding=rounding))
-
-
-def _at_borders(
-    code: ImageReference, results: Mapping[str, list[Any]], tensors: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
-    for path, named in code.borders().items():
-        if calls := results.get(path):
-            returned = {name: tensor for name, tensor in named(calls).items() if name in tensors}
-            found |= {name: tensor.detach().cpu().numpy() for name, tensor in returned.items()}
-    return found
-
-
-def match_substituted(
-    reference: InputReference,
-    tensors: Mapping[str, np.ndarray],
-    results: Sequence[Any],
-    settings: Mapping[str, Any],
-) -> tuple[tuple[DetectionRow, ...], tuple[str, ...]]:
-    """Match the file's results with the user's test path on the file's tensors.
-
-    Returns a row per image, or none if the tensors do not fit; and notes on refusals.
-    """
-    family, model = reference.detector.family, reference.detector.model
-    task, given = task_module(family.task), reference.code.substitutes(tensors)
-    if not given:
-        return (), ()
-
-    def run() -> list[Any]:
-        with substituted(model, given):
-            return reference.run()
-
-    try:
-        expected = run()
-    except Exception as error:  # the user's code may need more than the file has
-        return (), (f"your code does not accept the file's tensors: {one_line(error)[:200]}",)
-    one_to_one = getattr(task, 'ONE_TO_ONE', {})
-    return match_with_ties(reference, expected, results, run, settings, one_to_one), ()
-
-
-def match_inner(
-    reference: InputReference, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]
-) -> tuple[DetectionRow, ...]:
-    """Match boxes between stages with the user's code."""
-    titles = [title for title, _ in reference.input.sources]
-    sides = reference.code.inner_results(tensors, reference.images)
-
-    def without(index: int) -> Any:
-        with without_limits(reference.detector.model):
-            return reference.code.inner_results(tensors, reference.images)[index][0]
-
-    rows, bars = [], bbox2d.ONE_TO_ONE
-    pair_by = functools.partial(bbox2d.pair_up, iou_bar=bars['iou_bar'], score_bar=bars['score_bar'])
-    for index, (title, pair) in enumerate(zip(titles, sides, strict=False)):
-        tied = Ties(pair, functools.partial(without, index), pair_by, settings)
-        rows.append(bbox2d.match_detections(f'proposals of {title}', *pair, tied=tied, **bars))
-    return tuple(rows)
-
-
-def _contract_rows(
-    reference: InputReference,
-    metadata: Metadata,
-    outputs: Mapping[str, np.ndarray],
-    bars: Bars,
-) -> list[TensorRow]:
-    family, model = reference.detector.family, reference.detector.model
-    rows = order_rows(outputs, family.num_classes(model), metadata.spec.score_columns())
-    if limits := {name: metadata.options[name] for name in LIMITS if metadata.options.get(name)}:
-        bounds = reference.compute(reference.code.candidate_bounds, bars.score, **limits)
-        rows += count_rows(outputs, bounds)
-    if not np.all(outputs.get(VALID, True)):
-        rows.append(failed_row(VALID, 'is false: the graph holds a fact that is not true of this input'))
-    return rows
-
-
-def _cosines_of_results(
-    task: str, expected: Sequence[Any], results: Sequence[Any], bars: Bars
-) -> tuple[TensorRow, ...]:
-    rows = []
-    for index, sides in enumerate(zip(expected, results, strict=True)):
-        pairs = task_module(task).pair_up(*sides, **match_bars(task, bars)).matched
-        suffix = f' of image {index}' if len(expected) > 1 else ''
-        rows += [
-            dataclasses.replace(row, tensor=row.tensor + suffix) for row in matched_rows(*sides, pairs, bars)
-        ]
-    return tuple(rows)
-
-
-def compares_values(metadata: Metadata) -> bool:
-    return any(tensor.compare == 'values' for tensor in metadata.spec.outputs)
-
-
-def _compare_tensors(
-    reference: InputReference,
-    metadata: Metadata,
-    tensors: Mapping[str, np.ndarray],
-    bars: Bars,
-) -> tuple[TensorRow, ...]:
-    if not compares_values(metadata):
-        return ()
-    code = reference.code
-    options = options_besides_form(reference.detector, metadata)
-    outputs = {name: tensors[name] for name in metadata.spec.output_names if name in tensors}
-    given = reference.feeds, tensors, metadata.form
-    expected = code.expected_tensors(*given, **options)
-    if expected is None:
-        expected = reference.compute(code.tensors, metadata.form, **options)
-
-    def run() -> Mapping[str, np.ndarray]:
-        results = code.expected_tensors(*given, **options)
-        return code.tensors(reference.feeds, metadata.form, **options) if results is None else results
-
-    return compare_outputs(code, expected, outputs, metadata.spec, bars, run)
-
-
-def compare_outputs(
-    code: ImageReference,
-    expected: Mapping[str, np.ndarray],
-    outputs: Mapping[str, np.ndarray],
-    spec: GraphSpec,
-    bars: Bars,
-    run: Callable[[], Mapping[str, np.ndarray]] | None = None,
-) -> tuple[TensorRow, ...]:
-    """Compare tensors by name; rows of a top-k in any order.
-
-    `run` recomputes `expected`.
-    """
-    sides = code.in_order(expected), code.in_order(outputs)
-    rounding = run and rounding_of(code.model, sides[0], lambda: code.in_order(run()))
-    return tuple(compare_tensors(*sides, spec, rounding, bars))
-
-
-def _pictures(reference: InputReference, results: Sequence[Any], engine: str) -> list[Pair]:
-    proof_input, pairs = reference.input, []
-    if proof_input.left_out:
-        return []
-    columns = proof_input.sources, proof_input.images, reference.results, results
-    for (title, picture), image, *sides in zip(*columns, strict=True):
-        if not proof_input.rescale:
-            sides = [side.scaled(image.scale_factor) for side in sides]
-        size = f'input {image.tensor.shape[1]}x{image.tensor.shape[2]}'
-        pairs.append(Pair(f'{title}, {size}', visible(picture), *sides, engine))
-    return pairs
 
 
 def timing(reference: InputReference, backend: Backend) -> dict[str, float]:

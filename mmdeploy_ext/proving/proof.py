@@ -15,7 +15,9 @@ from mmdeploy_ext.base.errors import one_line
 from mmdeploy_ext.base.files import sha256_file
 from mmdeploy_ext.base.source_code import changed_files, other_copies, versions, versions_with_places
 from mmdeploy_ext.base.user_modules import libraries_not_run
+from mmdeploy_ext.engines import BACKENDS
 from mmdeploy_ext.engines.base import attempt
+from mmdeploy_ext.engines.registry import CPU
 from mmdeploy_ext.exporting.int8.dense import QUANTISE
 from mmdeploy_ext.exporting.precision_plan import has_ranges, plan_of
 from mmdeploy_ext.graphs.io import files as graph_files
@@ -23,7 +25,6 @@ from mmdeploy_ext.graphs.io.files import is_sparse
 from mmdeploy_ext.graphs.io.index import count_nodes
 from mmdeploy_ext.graphs.io.types import skeleton
 from mmdeploy_ext.graphs.passes.fp16 import LOWER
-from mmdeploy_ext.proving import half_precision
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
 from mmdeploy_ext.proving.not_shown import add_code, untraced_methods
 from mmdeploy_ext.proving.provenance import (
@@ -34,10 +35,11 @@ from mmdeploy_ext.proving.provenance import (
     provenance,
     weights_checks,
 )
+from mmdeploy_ext.runtime.tasks import place_text
 from mmdeploy_ext.spec import digest
 from mmdeploy_ext.spec.matching import accept_rest
 from mmdeploy_ext.spec.metadata import BF16, Metadata, read_metadata
-from mmdeploy_ext.spec.results import Check
+from mmdeploy_ext.spec.results import Check, accept_masks, accept_rate
 from mmdeploy_ext.spec.verdict import Finding, Results, Verdict, library_findings
 from mmdeploy_ext.upstream.compat import replaced
 
@@ -48,13 +50,11 @@ if TYPE_CHECKING:
     import onnx
 
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.claims import Claims
+    from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.spec.options import Options
-    from mmdeploy_ext.spec.results import Case, GraphResult
+    from mmdeploy_ext.spec.results import GraphResult
     from mmdeploy_ext.spec.tensors import GraphSpec
 
-AGAIN = 'the model returns different results when an input runs again at the end'
-"""Reason of failure: another final result."""
 INTERFACE_EDITS = {'fp16', 'set-shape'}
 """Commands that change input or output types or sizes."""
 MAX_MESSAGE_LENGTH = 500
@@ -64,6 +64,10 @@ ROUNDED = (
     'of its own shows their effect on the output map. The rounding of the engine is not tested here'
 )
 
+ROUNDED_FP16 = (
+    "ONNX Runtime's CPU computes float16 in float32: here every value that the file stores in float16 is "
+    'rounded, as on a GPU'
+)
 NO_RANGES = (
     'the scales of its activations are not compared: the file has no ranges of its calibration (of an older '
     'mm2onnx); quantize the float32 file again'
@@ -150,12 +154,18 @@ def engine_class(engine: Mapping[str, Any]) -> str:
 def engine_options(
     exported_files: Iterable[ExportedFile], kind: str, engine: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the engine's options: `half_precision.proof_engine` for float16 and bfloat16."""
+    """Return the engine's options; below float32 ONNX Runtime on the CPU gets `round_fp16`.
+
+    `kind` is a key of `BACKENDS`.
+    """
     is_half = any(
         BF16 in file.edits or {file.metadata.precision, file.options.get('precision')} & LOWER.keys()
         for file in exported_files
     )
-    return half_precision.proof_engine(kind, engine) if is_half else dict(engine)
+    providers = engine.get('providers') or CPU
+    on_cpu = providers == CPU or tuple(providers) == (CPU,)
+    computes_in_float32 = 'round_fp16' in BACKENDS[kind].keys and on_cpu
+    return {'round_fp16': True, **engine} if is_half and computes_in_float32 else dict(engine)
 
 
 def start(
@@ -255,12 +265,6 @@ def check_model(proof: Proof) -> None:
         verdict.notes.append(f'weights of the checkpoint that --ignore-keys skipped: {ignored}')
 
 
-def compare_again(proof: Proof, run: Callable[[], Case], place: int = 0) -> None:
-    """Run the case of an index again."""
-    if proof.results.cases[place].passed and (failures := run().failures):
-        proof.results.reasons.append(f'{AGAIN} (state that runs change): {failures[0]}')
-
-
 class Unread:
     """Outputs that the spec leaves to the comparison of results, until something compared depends on them."""
 
@@ -293,7 +297,13 @@ def judge_results(proof: Proof) -> None:
     """Judge all results: the end to end rest; below float32 a rate decides."""
     results, verdict = proof.results, proof.verdict
     if not verdict.bars.is_float32:
-        half_precision.judge_match_rate(results, verdict, bool(proof.engine.get('round_fp16')))
+        bars = verdict.bars
+        results.cases, reason = accept_rate(accept_masks(results.cases, bars), bars)
+        results.reasons += filter(None, [reason])
+        places = place_text(str(verdict.subject.get('task')), bars)
+        verdict.notes.append(f'{verdict.precision}: judged with wider bars than float32: {bars.text(places)}')
+        if proof.engine.get('round_fp16'):
+            verdict.notes.append(ROUNDED_FP16)
         return
     results.cases, alone = accept_rest(results.cases)
     verdict.notes += [f'without a partner end to end: {line}' for line in alone]

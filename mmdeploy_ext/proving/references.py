@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -26,7 +27,6 @@ from mmdeploy_ext.proving.not_shown import Watch
 from mmdeploy_ext.proving.recorded.calls import around
 from mmdeploy_ext.runtime.detections import Rows, bounding_box
 from mmdeploy_ext.runtime.panoptic import OFFSET, Segments
-from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -56,8 +56,7 @@ class InputReference:
         sums: `output_sums` of that run.
         watch: thresholds and clips of that run.
         borders: path of a method -> its results, one per call.
-        engine_seconds: times of the last file's runs.
-        outputs: of the last file's last run, or its error.
+        engine_seconds: time of the last file's last run.
     """
 
     def __init__(self, detector: Detector, proof_input: ProofInput) -> None:
@@ -65,8 +64,7 @@ class InputReference:
         self.code = detector.family.reference(detector.model)
         self.engine_seconds: list[float] = []
         self.watch = Watch()
-        self.outputs: dict[str, np.ndarray] | Exception = {}
-        self.sums: dict[str, list[float]] = {}
+        self.sums: dict[str, np.ndarray] = {}
         left_out = proof_input.left_out
         self.images = tuple(_as_fed(image, self.code, detector, left_out) for image in proof_input.images)
         feeds = detector.family.feeds(self.images, proof_input.rescale)
@@ -121,15 +119,18 @@ class InputReference:
 
 
 @contextlib.contextmanager
-def output_sums(model: torch.nn.Module) -> Iterator[dict[str, list[float]]]:
-    """Collect per child of a model the sums of absolute values of its results."""
-    sums: dict[str, list[float]] = {name: [] for name, _ in model.named_children()}
+def output_sums(model: torch.nn.Module) -> Iterator[dict[str, np.ndarray]]:
+    """Collect the sums of absolute values of the results of a model's children, one by one."""
+    sums: dict[str, np.ndarray] = {}
+    counts: collections.Counter[str] = collections.Counter()
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(module: torch.nn.Module, inputs: Any, outputs: Any) -> None:
             for value in tree_leaves(outputs):
                 if isinstance(value, torch.Tensor) and value.is_floating_point():
-                    sums[name].append(float(value.abs().sum(dtype=torch.float64)))
+                    counts[name] += 1
+                    total = float(value.abs().sum(dtype=torch.float64))
+                    sums[f'{name} [{counts[name]}]' if counts[name] > 1 else name] = np.array([total])
 
         return hook
 
@@ -139,18 +140,6 @@ def output_sums(model: torch.nn.Module) -> Iterator[dict[str, list[float]]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def changed_children(first: dict[str, list[float]], again: dict[str, list[float]]) -> list[str]:
-    """Return the children with other `output_sums` in two equal runs."""
-    if not any(first.values()) or not any(again.values()):
-        return []
-    names = []
-    for name, sums in first.items():
-        is_near = len(sums) == len(again[name]) and np.allclose(sums, again[name], DEFAULT_RTOL, 0, True)
-        if not is_near:
-            names.append(name)
-    return names
 
 
 def options_besides_form(detector: Detector, metadata: Metadata) -> dict[str, Any]:

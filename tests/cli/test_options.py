@@ -14,7 +14,7 @@ from mmdeploy_ext.api import ProofRequest
 from mmdeploy_ext.base.commands import COMMANDS
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import export_app, options
-from mmdeploy_ext.proving.claims import Claims
+from mmdeploy_ext.proving.subject import Claims
 from mmdeploy_ext.spec.options import HALF, IMAGE, MAX_CANDIDATES, OPSET, SIMPLIFY, SPARSE, Options
 from refusals import CHECKPOINT, CONFIG, MODEL, PICTURE
 from toy_engines import parse

@@ -86,7 +86,7 @@ class Right:
         if detector is self.detector and detector.family.samples == 'images':
             file, _ = read_picture_file(detector, paths[0])
             with open_backend({}, file) as backend:
-                return all(run_case(one, backend)[0].passed for one in self.references)
+                return all(run_case(one, backend).passed for one in self.references)
         return edited_verdict(detector, paths, self.samples()).passed
 
 
@@ -503,7 +503,7 @@ def passed_cases(detector, path):
     with open_backend({}, file) as backend:
         for entry in reversed(picture_inputs(detector, file, options, PICTURES)[0]):
             computed = isinstance(entry, InputReference)
-            yield run_case(entry if computed else InputReference(detector, entry), backend)[0].passed
+            yield run_case(entry if computed else InputReference(detector, entry), backend).passed
 
 
 @pytest.mark.matrix  # in the suite: edited files, found by the same comparison

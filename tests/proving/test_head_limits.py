@@ -31,7 +31,7 @@ from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.runtime.tasks import bbox3d
-from proofs import run_once
+from proofs import run_cases
 from toy_atss import PICTURE, export_toy, load_demo
 
 PICTURES = [('toy.jpg', read_image(PICTURE))]
@@ -125,7 +125,7 @@ def one_row_less(family, path, key):
 def refuted(computed, file):
     """Return why a file is not proven on some inputs, [] if it is."""
     with build_backend('OnnxRuntimeBackend', file) as backend:
-        cases = list(run_once(computed, backend))
+        cases = list(run_cases(computed, backend))
     rows = [row for case in cases for row in case.detections]
     alone = [f'{row.low_alone} low results alone' for row in rows if row.low_alone]
     return [reason for case in cases for reason in case.failures] + alone

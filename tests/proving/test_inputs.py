@@ -8,7 +8,6 @@ from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs, zoome
 from mmdeploy_ext.proving.pictures import smallest
 from mmdeploy_ext.proving.references import (
     InputReference,
-    changed_children,
     empty_reference,
     object_boxes,
     reference_with_empty_image,
@@ -145,11 +144,3 @@ def test_objects_are_shares_of_an_oblong_picture_and_score_half_of_the_best():
     masks[:, 10:20, 30:50] = True
     found = object_boxes(Instances(masks, scores, np.zeros(3)), (50, 200))
     np.testing.assert_allclose(found, [[0.3, 0.25, 0.5, 0.5]] * 2, rtol=1e-6)
-
-
-def test_state_that_a_run_leaves_is_seen_in_the_sums_of_the_children():
-    first = dict(backbone=[1.0, 2.0], neck=[3.0], head=[])
-    assert changed_children(first, dict(first)) == []
-    assert changed_children(first, dict(first, backbone=[1.0, 2.1])) == ['backbone']
-    assert changed_children(first, dict(first, neck=[3.0, 3.0])) == ['neck']
-    assert changed_children(first, dict(backbone=[], neck=[], head=[])) == []

@@ -97,7 +97,7 @@ def case_of_other_engine(lost=0):
         stack.enter_context(mock.patch.dict(registry.BACKENDS, OtherEngine=row))
         stack.enter_context(mock.patch.object(OtherEngine, 'lost', lost))
         backend = stack.enter_context(build_backend('OtherEngine', toy_file()))
-        return run_case(reference, backend, stack.enter_context(open_backend({}, file)))[0]
+        return run_case(reference, backend, stack.enter_context(open_backend({}, file)))
 
 
 @pytest.mark.matrix

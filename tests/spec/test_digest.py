@@ -21,7 +21,7 @@ from mmdeploy_ext.cli import command
 from mmdeploy_ext.graphs.io import files
 from mmdeploy_ext.graphs.passes.fp16 import to_fp16
 from mmdeploy_ext.proving import proof
-from mmdeploy_ext.proving.claims import Claims
+from mmdeploy_ext.proving.subject import Claims
 from mmdeploy_ext.spec import digest
 from mmdeploy_ext.spec.metadata import read_metadata
 from mmdeploy_ext.spec.results import GraphResult

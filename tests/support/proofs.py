@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -12,17 +11,16 @@ import onnx
 
 from marking import in_suite
 from mmdeploy_ext.bench.kinds import kind_of
-from mmdeploy_ext.engines.base import attempt
 from mmdeploy_ext.graphs.io.index import count_nodes
 from mmdeploy_ext.proving import drive, file_checks, frames, pictures
 from mmdeploy_ext.proving.backbone import check_backbone
-from mmdeploy_ext.proving.claims import Claims
 from mmdeploy_ext.proving.drive_run import SHORT_DRIVE, Modes
 from mmdeploy_ext.proving.file_checks import of_images
 from mmdeploy_ext.proving.frames import output_spec
-from mmdeploy_ext.proving.pictures import check_pictures, judge_outputs, picture_inputs, run_case
+from mmdeploy_ext.proving.pictures import check_pictures, picture_inputs, run_case
 from mmdeploy_ext.proving.proof import finish
 from mmdeploy_ext.proving.references import InputReference
+from mmdeploy_ext.proving.subject import Claims
 from mmdeploy_ext.spec.metadata import read_metadata
 from mmdeploy_ext.spec.results import GraphResult
 
@@ -169,7 +167,7 @@ def refuted(detector: Any, paths: Any, samples: Any, engine: Any = None) -> Verd
 def run_cases(computed: Iterable[InputReference], backend: Backend) -> Iterator[Case]:
     """Yield the cases of levels 2 and 3: who wants the first that fails need not run the rest."""
     for reference in computed:
-        yield run_case(reference, backend)[0]
+        yield run_case(reference, backend)
 
 
 def run_pair(
@@ -196,13 +194,6 @@ def run_modes(
     for frame in frames:
         modes.add(frame)
     return modes.finish()
-
-
-def run_once(computed: Iterable[InputReference], backend: Backend) -> Iterator[Case]:
-    """Yield the same of one run of each input: for files that give the same bits whenever they run."""
-    for reference in computed:
-        feeds = reference.feeds_of(backend.metadata)
-        yield judge_outputs(reference, backend, attempt(functools.partial(backend.infer, feeds)))[0]
 
 
 def run_far(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.bench.kinds.tested import TestedModel
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.claims import Claims
+    from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.spec.results import MetricRow
     from mmdeploy_ext.spec.verdict import Verdict
 

@@ -15,7 +15,7 @@ from mmdeploy_ext.bench.kit.contents import LIBSPCONV, KitGraph, read_manifest
 from mmdeploy_ext.bench.kit.engine_files import is_dynamic, shape_ranges
 from mmdeploy_ext.bench.kit.runners import run_onnxruntime
 from mmdeploy_ext.engines import registry
-from mmdeploy_ext.proving.half_precision import CPU
+from mmdeploy_ext.engines.registry import CPU
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

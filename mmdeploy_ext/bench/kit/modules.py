@@ -16,6 +16,7 @@ from mmdeploy_ext.bench.kit.model_files import copy_model
 from mmdeploy_ext.bench.kit.page import write_page
 from mmdeploy_ext.bench.kit.writer import write_kit
 from mmdeploy_ext.graphs.io.files import load
+from mmdeploy_ext.proving.explain import rounding_of
 from mmdeploy_ext.proving.modules.calls import FileTensor
 from mmdeploy_ext.proving.modules.proof import ModuleProof
 from mmdeploy_ext.proving.parts.export import ModelFactory, RecordedPart, record_parts
@@ -107,7 +108,8 @@ def _cases(
 
 
 def _graph_spec(proof: ModuleProof) -> GraphSpec:
-    first, graph = proof.comparisons[0], proof.model.graph
+    (_, want, got), graph = proof.ran[0], proof.model.graph
+    feeds = got.facts['feeds']
 
     def tensor(value: Any, array: Any) -> TensorSpec:
         of_file = FileTensor.of(value, proof.path)
@@ -116,8 +118,8 @@ def _graph_spec(proof: ModuleProof) -> GraphSpec:
         rtol = proof.rtol if array.dtype.kind in 'fc' else 0.0
         return TensorSpec(value.name, of_file.dtype, named, groups=(ColumnGroup(rtol=rtol),))
 
-    inputs = [tensor(value, first.feeds[value.name]) for value in graph.input if value.name in proof.inputs]
-    outputs = [tensor(value, first.reference[value.name]) for value in graph.output]
+    inputs = [tensor(value, feeds[value.name]) for value in graph.input if value.name in proof.inputs]
+    outputs = [tensor(value, want.tensors[value.name]) for value in graph.output]
     state = tuple((output, name) for name, output in proof.state.items())
     return GraphSpec('module', tuple(inputs), tuple(outputs), state)
 
@@ -129,10 +131,7 @@ def write_module_kit(
 
     `generate`: also on generated inputs.
     """
-    proof.compare_samples()
-    if generate and not proof.state:
-        proof.compare_generated()
-    verdict = proof.conclude()
+    verdict = proof.conclude(generate and not proof.state)
     if wrong := [finding.line for finding in verdict.of('outputs') if not finding.passed]:
         failures = '; '.join(wrong[:3])
         raise UsageError(f'{proof.path}: does not equal the module on this machine: {failures}')
@@ -143,16 +142,19 @@ def _write_contents(proof: ModuleProof, pictures: Sequence[dict[str, str]], fold
     graph = KitGraph('model', MODEL, None, _graph_spec(proof))
     entry = graph.to_json() | copy_model(proof.path, folder, graph)
     arrays, subject = ArrayFolder(folder), proof.verdict.subject
-    teacher_forced = proof.comparisons[: len(proof.calls)] if proof.state else proof.comparisons
-    cases = []
-    for index, comparison in enumerate(teacher_forced):
-        if index >= len(proof.calls) and tied_choices(comparison.reference, proof.varied):
+    cases, state = [], None
+    for index, (sample, want, got) in enumerate(proof.ran[: len(proof.calls)] if proof.state else proof.ran):
+        if index >= len(proof.calls) and tied_choices(want.tensors, proof.varied):
             continue  # another engine may take others of equal values
-        title = comparison.call.title.removesuffix(', teacher-forced')
-        sides = comparison.feeds, {}, comparison.reference, []
-        rounding = proof.rounding(comparison)(DRAWS)
+        run = functools.partial(proof.tensors, sample, state, got)
+        rounding = rounding_of(proof.module, want.tensors, run)(DRAWS)
+        title, sides = (
+            sample.name.removesuffix(', teacher-forced'),
+            (got.facts['feeds'], {}, want.tensors, []),
+        )
         case = KitCase(f'{index:03}', 'model', title, (), *sides, rounding=rounding)
-        cases.append(case.write(arrays, comparison.outputs))
+        cases.append(case.write(arrays, got.tensors))
+        state = want.state
     frames = []
     for index, case in enumerate(cases if proof.state else ()):
         computed = dict(proof.state) if index else {}

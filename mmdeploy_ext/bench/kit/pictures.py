@@ -13,7 +13,7 @@ from mmdeploy_ext.bench.kit.model_files import check_facts, copy_model
 from mmdeploy_ext.bench.kit.page import write_page
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.detector import rule_of
-from mmdeploy_ext.proving.float64 import rounding_of
+from mmdeploy_ext.proving.explain import rounding_of
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs
 from mmdeploy_ext.proving.pictures import read_picture_file
 from mmdeploy_ext.proving.references import InputReference, options_besides_form

@@ -22,10 +22,11 @@ from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.graphs.io import files as graph_files
 from mmdeploy_ext.graphs.passes.precision import with_fp16_metadata
 from mmdeploy_ext.proving.drive import NearOrigin, with_moment
+from mmdeploy_ext.proving.explain import matched
 from mmdeploy_ext.proving.frames import limits, open_runner, read_files
 from mmdeploy_ext.proving.pictures import (
+    Pictures,
     input_of,
-    match_with_ties,
     open_backend,
     picture_inputs,
     read_picture_file,
@@ -159,13 +160,13 @@ def _picture_rows(
 ) -> Iterator[Sequence[DetectionRow]]:
     changed = dataclasses.replace(file, path=paths[0])
     backend = stack.enter_context(open_backend({'engine': 'onnxruntime', **engine}, changed))
-    settings = file.metadata.postprocess.to_json()
     for reference, expected, run in references:
         results = attempt(functools.partial(_picture_results, reference, backend))
         if isinstance(results, Exception):
             results = [result[:0] for result in expected]
-        bars = match_bars(reference.detector.family.task, HALF)
-        yield match_with_ties(reference, expected, results, run, settings, bars)
+        titles = [title for title, _ in reference.input.sources]
+        subject = Pictures(reference.detector, backend)
+        yield matched(subject, titles, expected, results, run, **match_bars(subject.task, HALF))
 
 
 def _picture_results(reference: InputReference, backend: Backend) -> Sequence[Any]:

@@ -739,7 +739,6 @@ class PictureSide(GraphSide):
         options = exported_options(detector.family, metadata.options, path)
         with build_backend('OnnxRuntimeBackend', path=path) as backend:
             for reference in references(detector, options, self.images[:1]):
-                case, _ = run_case(reference, backend)
-                if case.failures:
-                    return case.failures[0]
+                if failures := run_case(reference, backend).failures:
+                    return failures[0]
         return ''

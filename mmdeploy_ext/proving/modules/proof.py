@@ -27,8 +27,9 @@ from mmdeploy_ext.graphs.passes.rename import rename_tensors
 from mmdeploy_ext.graphs.run import Runner
 from mmdeploy_ext.graphs.signature import differences, is_same_structure
 from mmdeploy_ext.proving.difference.locate import locate
+from mmdeploy_ext.proving.explain import draws_of
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, unreached_inputs
-from mmdeploy_ext.proving.float64 import in_float64, rounding_of
+from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.modules.calls import (
     FileTensor,
     FlatModule,
@@ -40,7 +41,8 @@ from mmdeploy_ext.proving.modules.calls import (
     read_call,
 )
 from mmdeploy_ext.proving.not_shown import add_code
-from mmdeploy_ext.spec.comparison import DRAWS, compare_named, failed_row, same_bits
+from mmdeploy_ext.proving.subject import Sample, Step, Subject
+from mmdeploy_ext.spec.comparison import compare_named, same_bits
 from mmdeploy_ext.spec.matching import in_order_of, is_tied, with_choices_of
 from mmdeploy_ext.spec.results import Case, Check, GraphResult
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
@@ -49,9 +51,6 @@ from mmdeploy_ext.spec.verdict import Verdict, check_finding, graph_finding
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
-
-    from mmdeploy_ext.spec.comparison import Rounding
-    from mmdeploy_ext.spec.results import TensorRow
 
 
 # Generated inputs: samples at other sizes of dynamic axes, and other values in their range.
@@ -180,6 +179,10 @@ def disturbed(calls: Sequence[ModuleCall], call: ModuleCall, seed: int) -> Modul
 
 
 Arrays = dict[str, np.ndarray]
+GENERATED = 'generated'
+"""Mode of inputs beside the samples."""
+WITH_STATE = 'teacher-forced', 'free-running', 'free-running after a reset'
+"""Modes of samples that are frames."""
 MOST_UNDECIDED = 0.01
 """Largest share of an output's integers or booleans (or one) that rounding may decide, per sample."""
 
@@ -225,32 +228,12 @@ def prove_module(
     proof = ModuleProof(module, path, inputs, rtol, state, rows, seed)
     proof.compare_graph(fresh)
     proof.check_structure()
-    proof.compare_samples()
-    if generate:
-        proof.compare_generated()
-    else:
+    if not generate:
         proof.not_compared('generated inputs: not requested')
-    return proof.conclude()
+    return proof.conclude(generate)
 
 
-@dataclasses.dataclass(frozen=True)
-class CallComparison:
-    """Module and file on one call.
-
-    Attributes:
-        feeds: inputs of the file.
-        reference: output of the file -> the module's result.
-        outputs: outputs of the file; {} with an `error`.
-    """
-
-    call: ModuleCall
-    feeds: Arrays
-    reference: Arrays
-    outputs: Arrays
-    error: str = ''
-
-
-class ModuleProof:
+class ModuleProof(Subject):
     """One proof of a module and a file; `prove_module` calls its methods and describes the arguments.
 
     Attributes:
@@ -258,7 +241,7 @@ class ModuleProof:
         calls: the samples.
         inputs: input of the file -> the module's tensor.
         outputs: output of the file -> the module's result.
-        comparisons, cases: one per input so far.
+        ran: sample, module's step and file's of each input that the verdict has.
         special: outputs with NaN or infinities on samples.
         varied: outputs that are not one number in a row on some sample.
     """
@@ -318,8 +301,11 @@ class ModuleProof:
         )
         self._check_names()
         self._check_sizes()
-        self.comparisons: list[CallComparison] = []
-        self.cases: list[Case] = []
+        self.ran: list[tuple[Sample, Step, Step | Exception]] = []
+        self.first_failed: tuple[ModuleCall, Arrays] | None = None
+        self.computed: dict[str, Step] = {}
+        self.generated: list[str] = []
+        self.undecided: list[str] = []
         self.special: set[str] = set()
         self.varied: set[str] = set()
         self.verdict = Verdict(self._subject())
@@ -520,17 +506,89 @@ class ModuleProof:
                 named[_name_of_end(value.name)] = names
         return named
 
-    def compare_samples(self) -> None:
-        if self.state:
-            comparisons = list(self._run_sequence())
-        else:
-            comparisons = [self._compare(call) for call in tracked(self.calls, len(self.calls), 'samples')]
-        for comparison in comparisons:
-            self.special |= _not_finite(comparison.reference)
-            self.varied |= {name for name, array in comparison.reference.items() if not is_tied(array)}
+    def entries(self, mode: str) -> list[ModuleCall]:
+        """Return the samples, or generated inputs that the module takes; refusals are notes."""
+        if mode != GENERATED:
+            if mode == self.modes[0]:
+                self._run_samples(mode)
+            return self.calls
+        calls = [*self._resized(), *other_values(self.calls, list(self.inputs.values()), self.seed)]
+        refusals = {call.title: self._refusal(call) for call in calls}
+        for title, refusal in refusals.items():
+            if refusal:
+                self.not_compared(f'{title}: the module returns {refusal}')
+        self.generated = [call.title for call in calls]
+        return [call for call in calls if not refusals[call.title]]
+
+    def _run_samples(self, mode: str) -> None:
+        """Run the module on all samples first: what varies over them tells ties from constants."""
+        state = None
+        for index, call in enumerate(tracked(self.calls, len(self.calls), 'samples')):
+            sample = self.sample(call, index, mode)
+            step = self.want(sample, state)
+            state, self.computed[sample.name] = step.state, step
+            self.special |= _not_finite(step.tensors)
+            self.varied |= {name for name, array in step.tensors.items() if not is_tied(array)}
         self._name_constant_inputs()
-        for comparison in comparisons:
-            self.add(comparison)
+
+    def sample(self, entry: ModuleCall, index: int, mode: str) -> Sample:
+        title = f'frame {index}, {mode}' if mode in WITH_STATE else entry.title
+        shapes = ', '.join(shape_text(array.shape) for array in self.feeds(entry, None).values())
+        return Sample(title, entry.replace(title, {}), shapes, alone=mode not in WITH_STATE)
+
+    def feeds(self, call: ModuleCall, state: Arrays | None) -> Arrays:
+        """Return the inputs of the file."""
+        arrays = {name: to_array(call.tensors[result]) for name, result in self.inputs.items()}
+        feeds = {name: as_fed(array, self.file_inputs[name], call.title) for name, array in arrays.items()}
+        return feeds | (state or {})
+
+    def continued(self, call: ModuleCall, state: Arrays | None) -> ModuleCall:
+        """Return a call with the module's memory."""
+        memory = (state or {}).items()
+        return call.replace(
+            call.title, {self.inputs[name]: torch.from_numpy(array.copy()) for name, array in memory}
+        )
+
+    def want(self, sample: Sample, state: Arrays | None) -> Step:
+        if sample.name in self.computed:
+            return self.computed.pop(sample.name)
+        call = self.continued(sample.data, state)
+        tensors = self._of_file(self._reference(call))
+        for name, output in self.state.items() if sample.name.startswith('frame') else ():
+            if output not in tensors:
+                raise UsageError(
+                    f'{sample.name}: {module_title(self.module)} does not return {self.outputs[output]}, '
+                    f'which is the {name} of the next frame'
+                )
+        return Step(tensors, state=self._memory(tensors), probe=tensors, facts=dict(call=call))
+
+    def got(self, sample: Sample, state: Arrays | None) -> Step:
+        feeds = self.feeds(sample.data, state)
+        outputs = self.runner.run(feeds)
+        return Step(outputs, state=self._memory(outputs), facts=dict(feeds=feeds))
+
+    def tensors(self, sample: Sample, state: Arrays | None, got: Step | None) -> Arrays:
+        return self._of_file(self.continued(sample.data, state).run(self.module))
+
+    def _of_file(self, results: Arrays) -> Arrays:
+        return {name: results[result] for name, result in self.outputs.items() if result in results}
+
+    def _memory(self, tensors: Arrays) -> Arrays:
+        return {name: tensors[output] for name, output in self.state.items() if output in tensors}
+
+    def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case | None:
+        """Leave out generated inputs whose results rounding decides; keep the first call that fails."""
+        failed = {row.tensor for row in case.tensors if not row.passed}
+        is_compared = not isinstance(got, Exception)
+        is_open = failed and is_compared and sample.name in self.generated
+        if is_open and failed <= self._undecided(sample.data, want.tensors):
+            self.undecided.append(sample.name)
+            return None
+        self.ran.append((sample, want, got))
+        if failed and self.first_failed is None:
+            call = want.facts['call']
+            self.first_failed = call, got.facts['feeds'] if is_compared else self.feeds(call, None)
+        return case
 
     def _name_constant_inputs(self) -> None:
         for name, argument in self.inputs.items():
@@ -540,33 +598,6 @@ class ModuleProof:
                     f'input {name}: {values[0].item():g} in all samples, so no other value was tested; '
                     'pass samples with other values, or --state if it is a memory'
                 )
-
-    def compare_generated(self) -> None:
-        """Compare on generated inputs; refusals, NaN and results that rounding decides are notes."""
-        undecided = []
-        calls = [*self._resized(), *other_values(self.calls, list(self.inputs.values()), self.seed)]
-        for call in tracked(calls, len(calls), 'generated inputs'):
-            refusal = self._refusal(call)
-            if refusal:
-                self.not_compared(f'{call.title}: the module returns {refusal}')
-                continue
-            comparison = self._compare(call)
-            case = self._case(comparison)
-            failed = {row.tensor for row in case.tensors if not row.passed}
-            if failed and not comparison.error and failed <= self._undecided(comparison):
-                undecided.append(call.title)
-            else:
-                self.comparisons.append(comparison)
-                self.cases.append(case)
-        if undecided:
-            text = f'{len(undecided)} of {len(calls)} generated inputs, whose results two roundings decide'
-            self.not_compared(f'{text}: {", ".join(undecided)}')
-        if not any(
-            isinstance(size, str) for tensor in self.file_inputs.values() for size in tensor.axes or ()
-        ):
-            self.verdict.notes.append(
-                'the file has no dynamic axis: it is proven at the sizes of the samples'
-            )
 
     def _resized(self) -> Iterator[ModuleCall]:
         first = self.calls[0]
@@ -593,32 +624,6 @@ class ModuleProof:
         odd = [name for name in _not_finite(reference) if name not in self.special]
         return f'NaN or infinity in {", ".join(odd)}' if odd else ''
 
-    def _run_sequence(self) -> Iterator[CallComparison]:
-        if len(self.calls) == 1:
-            self.not_compared('the state: a single sample has no next frame; pass two or more')
-        runs = (('teacher-forced', True), ('free-running', False), ('free-running after a reset', False))
-        for mode, is_forced in runs:
-            memory: Arrays = {}
-            own_memory: Arrays = {}
-            for index, sample in enumerate(tracked(self.calls, len(self.calls), mode)):
-                remembered = {
-                    self.inputs[name]: torch.from_numpy(array.copy()) for name, array in memory.items()
-                }
-                call = sample.replace(f'frame {index}, {mode}', remembered)
-                comparison = self._compare(call, {} if is_forced else own_memory)
-                reference, outputs = comparison.reference, comparison.outputs
-                for name, output in self.state.items():
-                    if output not in reference:
-                        raise UsageError(
-                            f'{call.title}: {module_title(self.module)} does not return '
-                            f'{self.outputs[output]}, which is the {name} of the next frame'
-                        )
-                memory = {name: reference[output] for name, output in self.state.items()}
-                own_memory = {
-                    name: outputs[output] for name, output in self.state.items() if output in outputs
-                }
-                yield comparison
-
     def _reference(self, call: ModuleCall) -> Arrays:
         try:
             results = call.run(self.module)
@@ -631,49 +636,23 @@ class ModuleProof:
             raise UsageError(f'{call.title}: {module_title(self.module)} returns no tensor')
         return results
 
-    def _compare(self, call: ModuleCall, state: Arrays | None = None) -> CallComparison:
-        results = self._reference(call)
-        reference = {name: results[result] for name, result in self.outputs.items() if result in results}
-        arrays = {name: to_array(call.tensors[result]) for name, result in self.inputs.items()}
-        feeds = {name: as_fed(array, self.file_inputs[name], call.title) for name, array in arrays.items()}
-        feeds |= state or {}
-        try:
-            return CallComparison(call, feeds, reference, self.runner.run(feeds))
-        except Mm2OnnxError as error:
-            return CallComparison(call, feeds, reference, {}, one_line(error)[:300])
-
-    def add(self, comparison: CallComparison) -> None:
-        self.comparisons.append(comparison)
-        self.cases.append(self._case(comparison))
-
-    def _case(self, comparison: CallComparison) -> Case:
-        shapes = ', '.join(shape_text(array.shape) for array in comparison.feeds.values())
-        return Case(comparison.call.title, shapes, False, tuple(self._rows(comparison)))
-
-    def _other_roundings(self, comparison: CallComparison) -> Iterator[Arrays]:
+    def _other_roundings(self, call: ModuleCall, reference: Arrays) -> Iterator[Arrays]:
         """Yield the module's results on inputs off by rounding, also with other roundings inside."""
-        for seed in range(DRAWS):
-            call = disturbed(self.calls, comparison.call, seed)
-            for context in (contextlib.nullcontext(), in_float64(self.module, seed)):
-                try:
-                    with context:
-                        results = call.run(self.module)
-                except Exception:  # an operator or code for float32 only
-                    continue
-                yield self._named(results, comparison.reference)
 
-    def _named(self, results: Arrays, reference: Arrays) -> Arrays:
-        named = {name: results[result] for name, result in self.outputs.items() if result in results}
-        return {
-            name: array.astype(reference[name].dtype) if array.dtype.kind in 'fc' else array
-            for name, array in named.items()
-            if name in reference
-        }
+        def run(seed: int) -> Arrays:
+            named = self._of_file(disturbed(self.calls, call, seed).run(self.module))
+            return {
+                name: array.astype(reference[name].dtype) if array.dtype.kind in 'fc' else array
+                for name, array in named.items()
+                if name in reference
+            }
 
-    def _undecided(self, comparison: CallComparison) -> set[str]:
+        return draws_of(self.module, run, plain=True)
+
+    def _undecided(self, call: ModuleCall, reference: Arrays) -> set[str]:
         """Return the outputs that another rounding changes by more than the tolerance."""
-        reference, found = comparison.reference, set()
-        for results in self._other_roundings(comparison):
+        found: set[str] = set()
+        for results in self._other_roundings(call, reference):
             if self.rows:
                 results = in_order_of(reference, results, self.rows, self.rtol)
             same = {name for name in results if same_bits({'': reference[name]}, {'': results[name]})}
@@ -681,9 +660,8 @@ class ModuleProof:
             found |= {row.tensor for row in rows if not row.passed} - same
         return found
 
-    def _places_undecided(self, comparison: CallComparison, outputs: Arrays) -> Arrays:
+    def _places_undecided(self, call: ModuleCall, reference: Arrays, outputs: Arrays) -> Arrays:
         """Return, for other integers and booleans than the reference's, the places that rounding decides."""
-        reference = comparison.reference
         differing = [
             name
             for name, array in outputs.items()
@@ -693,7 +671,7 @@ class ModuleProof:
             and not np.array_equal(array, reference[name])
         ]
         places = {name: np.zeros(reference[name].shape, bool) for name in differing}
-        for results in self._other_roundings(comparison) if differing else ():
+        for results in self._other_roundings(call, reference) if differing else ():
             for name in differing:
                 if name in results and results[name].shape == reference[name].shape:
                     places[name] |= results[name] != reference[name]
@@ -704,10 +682,9 @@ class ModuleProof:
             if 0 < array.sum() <= max(1, MOST_UNDECIDED * array.size)
         }
 
-    def _rows(self, comparison: CallComparison) -> list[TensorRow]:
-        if comparison.error:
-            return [failed_row('all outputs', comparison.error)]
-        reference, outputs = comparison.reference, comparison.outputs
+    def align(self, sample: Sample, want: Step, got: Step) -> Any:
+        """Order common rows; leave out empty tensors and what ties or rounding decide."""
+        reference, outputs = want.tensors, got.tensors
         if self.rows:
             outputs = in_order_of(reference, outputs, self.rows, self.rtol)
         left_out = {
@@ -718,49 +695,42 @@ class ModuleProof:
         outputs, chosen = with_choices_of(reference, outputs, self.varied)
         for reason, places in (
             ('a top-k selects among equal values', chosen),
-            ('rounding decides', self._places_undecided(comparison, outputs)),
+            ('rounding decides', self._places_undecided(want.facts['call'], reference, outputs)),
         ):
             for name, at in places.items():
                 outputs[name] = outputs[name].copy()
                 outputs[name][at] = reference[name][at]
                 left_out |= {name} if at.all() else set()
-                self.not_compared(
-                    f'{comparison.call.title}: {int(at.sum())} of {at.size} entries of {name}: {reason}'
-                )
-        sides = ({n: side[n] for n in side if n not in left_out} for side in (reference, outputs))
-        return compare_named(*sides, self.rtol, self.path, self.rounding(comparison))
+                self.not_compared(f'{sample.name}: {int(at.sum())} of {at.size} entries of {name}: {reason}')
+        return *({n: side[n] for n in side if n not in left_out} for side in (reference, outputs)), ()
 
-    def rounding(self, comparison: CallComparison) -> Rounding:
-        """Return the function that compares the module's results with those in float64."""
-
-        def run() -> Arrays:
-            results = comparison.call.run(self.module)
-            return {name: results[result] for name, result in self.outputs.items() if result in results}
-
-        return rounding_of(self.module, comparison.reference, run)
-
-    def conclude(self) -> Verdict:
-        """Judge all cases, and locate the first difference; call it once."""
-        verdict, references = self.verdict, [one.reference for one in self.comparisons if one.outputs]
-        seen = {row.tensor for case in self.cases for row in case.tensors if row.max_abs is not None}
+    def conclude(self, generate: bool = True) -> Verdict:
+        """Judge the samples and generated inputs, and locate the first difference; call it once."""
+        self.modes = (*(WITH_STATE if self.state else ('',)), *((GENERATED,) if generate else ()))
+        if self.state and len(self.calls) == 1:
+            self.not_compared('the state: a single sample has no next frame; pass two or more')
+        (cases, reasons, _), verdict = compare(self), self.verdict
+        references = [want.tensors for _, want, got in self.ran if not isinstance(got, Exception)]
+        seen = {row.tensor for case in cases for row in case.tensors if row.max_abs is not None}
         if unseen := [name for name in self.outputs if references and name not in seen]:
             verdict.add_failures([f'{", ".join(unseen)}: empty for every input, so it was not compared'])
-        if len(self.cases) > 1 and all(same_bits(references[0], other) for other in references[1:]):
+        if len(cases) > 1 and all(same_bits(references[0], other) for other in references[1:]):
             reason = 'the module returns the same results for all inputs, so its inputs may be unused; '
             verdict.add_failures([f'{reason}pass samples that differ'])
-        if self.cases and self.cases[0].passed:
-            again = self._compare(self.calls[0])
-            repeated = compare_named(references[0], again.reference, self.rtol)
-            if not all(
-                row.passed or not references[0][row.tensor].size for row in (*self._rows(again), *repeated)
-            ):
-                verdict.add_failures(['the first sample gives different results when it runs again'])
-        verdict.add_outputs(self.cases)
-        failed = (one for one, case in zip(self.comparisons, self.cases, strict=True) if not case.passed)
-        if first := next(failed, None):
-            flat = FlatModule(self.module, first.call, self.inputs, self.outputs).eval()
+        verdict.add_failures(reasons)
+        verdict.add_outputs(cases)
+        if self.undecided:
+            count = f'{len(self.undecided)} of {len(self.generated)} generated inputs'
+            titles = ', '.join(self.undecided)
+            self.not_compared(f'{count}, whose results two roundings decide: {titles}')
+        sizes = [size for tensor in self.file_inputs.values() for size in tensor.axes or ()]
+        if generate and not any(isinstance(size, str) for size in sizes):
+            verdict.notes.append('the file has no dynamic axis: it is proven at the sizes of the samples')
+        if self.first_failed is not None:
+            call, feeds = self.first_failed
+            flat = FlatModule(self.module, call, self.inputs, self.outputs).eval()
             try:
-                place = locate(flat, self.model, first.feeds)
+                place = locate(flat, self.model, feeds)
             except Exception as error:
                 place = f'could not be located: {one_line(error)[:200]}'
             if place:

@@ -29,7 +29,7 @@ from mmdeploy_ext.graphs.io.index import opsets_of
 from mmdeploy_ext.graphs.passes.precision import half
 from mmdeploy_ext.graphs.passes.simplify import simplify
 from mmdeploy_ext.graphs.run import Runner
-from mmdeploy_ext.proving.float64 import rounding_of
+from mmdeploy_ext.proving.explain import rounding_of
 from mmdeploy_ext.proving.parts import arrays
 from mmdeploy_ext.proving.parts.folder import MANIFEST, RESULTS, CutFolder, part_json
 from mmdeploy_ext.proving.parts.graph import PartForm, PartModule, modules_among

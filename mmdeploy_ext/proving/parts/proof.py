@@ -17,9 +17,8 @@ from mmdeploy_ext.base.errors import ConfigError, Mm2OnnxError, UsageError, one_
 from mmdeploy_ext.base.source_code import changed_files, model_classes
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.graphs.io.files import load
+from mmdeploy_ext.proving.explain import rounding_of
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, compare_with_fresh_export
-from mmdeploy_ext.proving.float64 import rounding_of
-from mmdeploy_ext.proving.half_precision import ROUNDED
 from mmdeploy_ext.proving.not_shown import add_code
 from mmdeploy_ext.proving.parts.export import RecordedPart, record_parts
 from mmdeploy_ext.proving.parts.folder import RESULTS
@@ -33,6 +32,7 @@ from mmdeploy_ext.proving.parts.results import (
 )
 from mmdeploy_ext.proving.parts.samples import lit_samples, run_test_path
 from mmdeploy_ext.proving.parts.swap import PartSession, open_sessions, swapped
+from mmdeploy_ext.proving.proof import ROUNDED_FP16
 from mmdeploy_ext.spec.comparison import DRAWS, MOST_ROUNDING, ROUNDINGS, failed_row, same_bits
 from mmdeploy_ext.spec.matching import accept_rest
 from mmdeploy_ext.spec.results import Case, Check, accept_rate, bars_of, tensor_text
@@ -189,7 +189,7 @@ def prove_folder(
     is_whole = all(case.passed for case in (*cases, *lit_parts))
     _compare_model(verdict, factory, samples, recording, sessions, bars, lit_results, is_whole)
     if not bars.is_float32:
-        verdict.notes += [bars_text(bars), ROUNDED]
+        verdict.notes += [bars_text(bars), ROUNDED_FP16]
     verdict.notes += [
         f'{part}: valid for one camera rig only: {", ".join(keys)} of the samples is a constant of the graph'
         for part, keys in folder.fixed.items()

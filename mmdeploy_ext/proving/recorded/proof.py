@@ -11,7 +11,7 @@ import numpy as np
 
 from mmdeploy_ext.base.arrays import load_arrays
 from mmdeploy_ext.base.files import sha256_file
-from mmdeploy_ext.proving.float64 import rounding_of
+from mmdeploy_ext.proving.explain import rounding_of
 from mmdeploy_ext.proving.inputs.samples import read_picture
 from mmdeploy_ext.proving.inputs.voxel_sets import points_of
 from mmdeploy_ext.proving.recorded import record

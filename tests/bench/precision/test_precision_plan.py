@@ -18,7 +18,7 @@ from mmdeploy_ext.graphs.io import types
 from mmdeploy_ext.graphs.io.types import infer
 from mmdeploy_ext.graphs.passes.round_half import round_half
 from mmdeploy_ext.graphs.run import run
-from mmdeploy_ext.proving.pictures import match_with_ties
+from mmdeploy_ext.proving.explain import matched
 from mmdeploy_ext.runtime.detections import Detections
 from mmdeploy_ext.runtime.tasks import match_bars
 from mmdeploy_ext.spec.results import HALF
@@ -231,13 +231,9 @@ def kept_of_lists(reference, candidate, cut=(), **limits):
     for rows in (reference, candidate, [*reference, *cut]):
         x, scores, labels = np.array(rows, np.float32).reshape(-1, 3).T
         sides.append(Detections(np.stack([x, x * 0, x + 10, x * 0 + 10], 1), scores, labels.astype(np.int64)))
-    family, inputs = SimpleNamespace(task='bbox2d'), SimpleNamespace(sources=[('list', None)])
-    pytorch = SimpleNamespace(
-        detector=SimpleNamespace(family=family, model=torch.nn.Identity()), input=inputs
-    )
+    subject = SimpleNamespace(task='bbox2d', module=torch.nn.Identity(), settings=limits, bars=HALF)
     bars = match_bars('bbox2d', HALF)
-    rows = match_with_ties(pytorch, sides[:1], sides[1:2], lambda: sides[2:], limits, bars)
-    return kept_of(rows)
+    return kept_of(matched(subject, ['list'], sides[:1], sides[1:2], lambda: sides[2:], **bars))
 
 
 def results(count, score=0.9, label=0, start=0, step=4e-4):

@@ -1,0 +1,130 @@
+"""Is a difference rounding? Float64, ties at limits, PyTorch from the file's tensors; imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.base.errors import one_line
+from mmdeploy_ext.runtime.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
+from mmdeploy_ext.spec.comparison import DRAWS, compare_named, compare_tensors
+from mmdeploy_ext.spec.matching import Ties, matched_rows
+from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.proving.subject import Sample, Started, Step, Subject
+    from mmdeploy_ext.spec.results import Case, DetectionRow, TensorRow
+
+    Run = Callable[[], Sequence[Any]]
+
+
+def rounding_of(module: Any, reference: Mapping[str, np.ndarray], run: Callable[[], Any]) -> Any:
+    """Return the function from a number of draws to the distances of `reference` from float64."""
+    from mmdeploy_ext.proving import float64
+
+    return float64.rounding_of(module, reference, run)
+
+
+def draws_of(module: Any, run: Callable[[int], Any], plain: bool) -> Iterator[Any]:
+    """Yield results of other correct computations; `plain`: also of `run` as it is, before each draw."""
+    from mmdeploy_ext.proving.float64 import in_float64
+
+    for seed in range(DRAWS):
+        for context in (contextlib.nullcontext(), in_float64(module, seed))[not plain :]:
+            try:
+                with context:
+                    result = run(seed)
+            except Exception:  # an operator or code for float32 only
+                continue
+            yield result
+
+
+def tensor_rows(subject: Subject, sample: Sample, want: Step, got: Step, state: Any) -> list[TensorRow]:
+    """Compare the tensors of both sides; float64 tells what is rounding."""
+    expected, actual, rows = subject.align(sample, want, got)
+    if not expected and not actual:
+        return [*rows]
+    rounding = None
+    if subject.module is not None:
+        rounding = rounding_of(subject.module, expected, lambda: subject.tensors(sample, state, got))
+    if subject.spec is None:
+        named = compare_named(expected, actual, subject.rtol, rounding=rounding, bars=subject.bars)
+        return [*rows, *named]
+    return [*rows, *compare_tensors(expected, actual, subject.spec, rounding, subject.bars)]
+
+
+def matched(
+    subject: Subject,
+    titles: Sequence[str],
+    want: Sequence[Any],
+    got: Sequence[Any],
+    run: Run | None = None,
+    **bars: float,
+) -> tuple[DetectionRow, ...]:
+    """Match results title by title; `run` computes PyTorch's again, to find ties at its limits."""
+    rows: list[DetectionRow] = []
+    pairs = None if run is None else task_module(subject.task, NEEDED_BY_LISTS)
+    for index, (title, *sides) in enumerate(zip(titles, want, got, strict=True)):
+        tied = {} if run is None else dict(tied=_ties(subject, pairs, sides, run, index, bars))
+        rows.append(match(subject.task, title, *sides, subject.bars, **tied, **bars))
+    return tuple(rows)
+
+
+def _ties(
+    subject: Subject, task: Any, sides: Sequence[Any], run: Run, index: int, bars: Mapping[str, float]
+) -> Ties:
+    def without() -> Any:
+        from mmdeploy_ext.exporting.substitution import without_limits
+
+        with without_limits(subject.module):
+            return run()[index]
+
+    pairing = {name: bar for name, bar in bars.items() if name != 'score_thr'}
+    return Ties(sides, without, functools.partial(task.pair_up, **pairing), subject.settings)
+
+
+def explained(subject: Subject, case: Case, sample: Sample, got: Step, started: Started | None) -> Case:
+    """Add what PyTorch computes from the file's own tensors, part by part."""
+    if started is None:
+        return case
+    rows, notes, substituted, inner = case.tensors, started.notes, (), []
+    if started.tensors[0]:
+        rounding = rounding_of(subject.module, started.tensors[0], started.again)
+        rows = (*rows, *compare_named(*started.tensors, DEFAULT_RTOL, rounding=rounding))
+    if started.results is not None:
+        try:
+            want = started.results()
+        except Exception as error:  # the user's code may need more than the file has
+            notes = (*notes, f"your code does not accept the file's tensors: {one_line(error)[:200]}")
+        else:
+            one_to_one = getattr(task_module(subject.task), 'ONE_TO_ONE', {})
+            substituted = matched(subject, sample.titles, want, got.results, started.results, **one_to_one)
+    bars = bbox2d.ONE_TO_ONE
+    for index, (title, sides) in enumerate(zip(sample.titles, started.between(), strict=False)):
+        tied = _ties(subject, bbox2d, sides, lambda: [pair[0] for pair in started.between()], index, bars)
+        inner.append(bbox2d.match_detections(f'proposals of {title}', *sides, tied=tied, **bars))
+    return dataclasses.replace(
+        case,
+        tensors=rows,
+        substituted=substituted,
+        inner=tuple(inner),
+        whole=started.whole,
+        notes=(*case.notes, *notes),
+    )
+
+
+def cosine_rows(subject: Subject, want: Sequence[Any], got: Sequence[Any]) -> list[TensorRow]:
+    """Below float32, without tensors: cosines of matched results."""
+    rows, bars = [], subject.bars
+    for index, sides in enumerate(zip(want, got, strict=True)):
+        pairing = task_module(subject.task).pair_up(*sides, **match_bars(subject.task, bars))
+        suffix = f' of image {index}' if len(want) > 1 else ''
+        found = matched_rows(*sides, pairing.matched, bars)
+        rows += [dataclasses.replace(row, tensor=row.tensor + suffix) for row in found]
+    return rows

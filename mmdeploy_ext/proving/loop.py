@@ -1,0 +1,110 @@
+"""The only loop over the samples of a proof, and the judgement of one of them. Needs numpy only."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+from mmdeploy_ext.base.cli import tracked
+from mmdeploy_ext.base.errors import one_line
+from mmdeploy_ext.engines.base import Clock, attempt
+from mmdeploy_ext.proving.explain import cosine_rows, explained, matched, tensor_rows
+from mmdeploy_ext.spec.comparison import compare_named, failed_row
+from mmdeploy_ext.spec.results import Case, failed_detections
+from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from mmdeploy_ext.proving.subject import Sample, Step, Subject
+
+AGAIN = 'the model returns different results when an input runs again at the end'
+"""Reason of failure: another final result."""
+
+
+def compare(subject: Subject) -> tuple[list[Case], list[str], Clock]:
+    """Run PyTorch and the file on every sample, and one of them again.
+
+    Returns cases, reasons beyond single rows, and times of 'reference' and 'file'.
+    """
+    cases, clock, kept = [], Clock(), None
+    for mode in subject.modes:
+        state = own = None
+        entries = subject.entries(mode)
+        for index, entry in enumerate(tracked(entries, len(entries), 'proving')):
+            sample = subject.sample(entry, index, mode)
+            state, own = (None, None) if sample.alone else (state, own if mode.startswith('free') else state)
+            want = clock.run('reference', functools.partial(subject.want, sample, state))
+            run = functools.partial(subject.got, sample, own)
+            got = attempt(functools.partial(clock.run, 'file', run))
+            case = judge(subject, sample, want, got, state)
+            if index == subject.again and mode == subject.modes[0]:
+                kept = entry, index, mode, want, case
+            if (case := subject.judged(sample, want, got, case)) is not None:
+                cases.append(case)
+            state, own = want.state, None if isinstance(got, Exception) else got.state
+    if kept is None or not kept[-1].passed:
+        return cases, [], clock
+    *given, first, _ = kept
+    sample = subject.sample(*given)
+    again, got = subject.want(sample, None), attempt(lambda: subject.got(sample, None))
+    reasons = judge(subject, sample, again, got).failures[:1]
+    if first.probe and again.probe:
+        rows = compare_named(first.probe, again.probe, DEFAULT_RTOL)
+        empty = [name for name, array in first.probe.items() if not array.size]
+        if names := [row.tensor for row in rows if not row.passed and row.tensor not in empty]:
+            reasons.append(f'outputs of {", ".join(names)}')
+    return cases, [f'{AGAIN} (state that runs change): {reason}' for reason in reasons], clock
+
+
+def judge(
+    subject: Subject,
+    sample: Sample,
+    want: Step,
+    got: Step | Exception,
+    state: Any = None,
+) -> Case:
+    """Compare one step of both sides, and explain what differs; `state` is PyTorch's memory before it."""
+    case = Case(sample.name, sample.shape, sample.traced, counts=dict(want.counts))
+    if isinstance(got, Exception):
+        return _failed(subject, case, sample, want, got)
+    beside = got.beside
+    error = next((one for one in (got.results, beside) if isinstance(one, Exception)), None)
+    has_results = want.results is not None and got.results is not None
+    own = got if beside is None or error else beside
+    started, run = None, None
+    if has_results and subject.bars.is_float32 and not error:
+        started, run = subject.on(sample, own), lambda: subject.results(sample, state)
+    # first: a run in float64 changes the last step of a model
+    case = explained(subject, case, sample, own, started)
+    rows = attempt(lambda: [*tensor_rows(subject, sample, want, got, state), *got.rows])
+    if isinstance(rows, Exception):
+        return _failed(subject, case, sample, want, rows)
+    case = dataclasses.replace(case, tensors=(*rows, *case.tensors), counts={**want.counts, **own.counts})
+    if error and has_results:
+        return _failed(subject, case, sample, want, error)
+    if not has_results:
+        return case
+    if not subject.bars.is_float32 and not rows:
+        case = dataclasses.replace(case, tensors=tuple(cosine_rows(subject, want.results, got.results)))
+    if beside is not None and run:
+        engines = matched(subject, sample.titles, own.results, got.results, run, score_thr=0.0)
+        named = (dataclasses.replace(row, image=f'{row.image}, against ONNX Runtime') for row in engines)
+        case = dataclasses.replace(case, engines=tuple(named))
+    detections = matched(subject, sample.titles, want.results, got.results, run)
+    if started and not all(row.passed for row in detections) and (ranked := started.ranked()) is not None:
+        detections = matched(subject, sample.titles, ranked, got.results, run)
+        note = f"{case.name}: PyTorch's queries were ordered as in the file; the scores show the difference"
+        case = dataclasses.replace(case, notes=(*case.notes, note))
+    return dataclasses.replace(case, detections=detections)
+
+
+def _failed(subject: Subject, case: Case, sample: Sample, want: Step, error: Exception) -> Case:
+    """Return the case of a step that raised: all results are missing."""
+    if want.results is None:
+        first = next(iter(want.tensors.values()), None)
+        row = failed_row(subject.all_outputs, one_line(error)[:300], first)
+        return dataclasses.replace(case, tensors=(row,))
+    sides = zip(sample.titles, want.results, strict=True)
+    return dataclasses.replace(case, detections=tuple(failed_detections(*side, error) for side in sides))

@@ -1,0 +1,175 @@
+"""What a proof compares: a `Subject`, its samples, and the steps of both sides. Needs numpy only."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from mmdeploy_ext.spec.results import FLOAT32
+from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    import numpy as np
+
+    from mmdeploy_ext.spec.results import Case, TensorRow
+    from mmdeploy_ext.spec.tensors import GraphSpec
+
+    Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claims:
+    """Claims of a verdict.
+
+    Attributes:
+        edited: files edited on purpose: only outputs decide.
+        written: files just exported: graphs are not compared.
+        asked: option -> required value of the file's export.
+        library: 'installed': compare with the installed library if a repository's copy did not run; None:
+            such a file is not proven.
+        timed: whether the verdict has times.
+        strict: whether code outside the graph is a failure.
+        settings: per kind of samples: `picture_files` of images, `bars` of a drive,
+            `ranges`, `max_voxels` and `node_list` of a backbone.
+    """
+
+    edited: bool = False
+    written: bool = False
+    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    library: str | None = None
+    timed: bool = True
+    strict: bool = False
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One input: a picture or batch, a sweep, a set of voxels, a call of a module.
+
+    Attributes:
+        data: what its subject runs.
+        titles: one per list of results, such as the pictures of a batch.
+        alone: it starts from an empty memory, whatever ran before.
+    """
+
+    name: str
+    data: Any = None
+    shape: str = ''
+    traced: bool = False
+    titles: Sequence[str] = ('',)
+    alone: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one side computes from a sample and a memory.
+
+    Attributes:
+        tensors: compared, by the file's names.
+        results: per title; an error; None: it has none.
+        state: the memory after it.
+        inner: tensors between the stages of a file, for `Subject.on`.
+        beside: the same step on another engine, which alone gives `inner`; or its error.
+        rows: promises that it breaks.
+        counts: name of a limit -> largest count.
+        probe: values that two runs of PyTorch share.
+        facts: what its subject needs of it.
+    """
+
+    tensors: Arrays = dataclasses.field(default_factory=dict)
+    results: Sequence[Any] | Exception | None = None
+    state: Any = None
+    inner: Arrays = dataclasses.field(default_factory=dict)
+    beside: Step | Exception | None = None
+    rows: Sequence[TensorRow] = ()
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    probe: Arrays = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """What PyTorch computes from the file's own tensors: a proof of the parts behind them.
+
+    Attributes:
+        results: returns the results of PyTorch's post-processing, per title.
+        tensors: PyTorch's tensors and the file's.
+        again: computes the former again.
+        between: returns pairs of PyTorch's and the file's results between the stages, per title.
+        ranked: returns the results if only the order of queries is the file's.
+        whole: all that it started from was compared itself.
+        notes: what it could not do.
+    """
+
+    results: Callable[[], Sequence[Any]] | None = None
+    tensors: tuple[Arrays, Arrays] = ({}, {})
+    again: Callable[[], Arrays] = dict
+    between: Callable[[], Sequence[tuple[Any, Any]]] = list
+    ranked: Callable[[], Sequence[Any] | None] = lambda: None
+    whole: bool = True
+    notes: Sequence[str] = ()
+
+
+class Subject(abc.ABC):
+    """A model and its file, or stored results of them: what differs between proofs.
+
+    Attributes:
+        spec: outputs and their tolerances; None: all tensors of the reference, within `rtol`.
+        task: module that matches results, or ''.
+        settings: thresholds and limits of the post-processing.
+        module: PyTorch's, for runs in float64 and without limits; None: it cannot run again.
+        modes: one pass over the samples per mode; in 'free...' the file has its own memory, else PyTorch's.
+        given: what `sample` makes samples of, in order.
+        again: index of the one that runs again at the end.
+        all_outputs: name of the row of a failed step without results.
+    """
+
+    spec: GraphSpec | None = None
+    rtol = DEFAULT_RTOL
+    bars = FLOAT32
+    task = ''
+    settings: Mapping[str, Any] = {}
+    module: Any = None
+    modes: Sequence[str] = ('',)
+    given: Collection[Any] = ()
+    again = 0
+    all_outputs = 'all outputs'
+
+    def entries(self, mode: str) -> Collection[Any]:
+        """Return what a pass runs, of which PyTorch's results may choose some."""
+        return self.given
+
+    @abc.abstractmethod
+    def sample(self, entry: Any, index: int, mode: str) -> Sample:
+        """Return a sample without results."""
+
+    @abc.abstractmethod
+    def want(self, sample: Sample, state: Any) -> Step:
+        """Run PyTorch from a memory; None: empty, or there is none."""
+
+    @abc.abstractmethod
+    def got(self, sample: Sample, state: Any) -> Step:
+        """Run the file from a memory."""
+
+    def on(self, sample: Sample, got: Step) -> Started | None:
+        """Start PyTorch from the file's tensors; None: it cannot."""
+        return None
+
+    def align(self, sample: Sample, want: Step, got: Step) -> tuple[Arrays, Arrays, Sequence[TensorRow]]:
+        """Return both sides' tensors, with rows in one order, and judgements of what has no pair."""
+        return want.tensors, got.tensors, ()
+
+    def tensors(self, sample: Sample, state: Any, got: Step) -> Arrays:
+        """Compute PyTorch's tensors of `align` again."""
+        return self.want(sample, state).tensors
+
+    def results(self, sample: Sample, state: Any) -> Sequence[Any]:
+        """Compute PyTorch's results again."""
+        return self.want(sample, state).results
+
+    def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case | None:
+        """Take what the verdict needs of a step; return its case, or None to leave it out."""
+        return case
