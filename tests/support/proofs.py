@@ -39,8 +39,8 @@ LATE_S = 1.6e9 + 20 * 60
 """Seconds: a time stamp of these days, twenty minutes into a drive."""
 
 
-CHECKS = dict(images=check_pictures, backbone=check_backbone, sequence=frames.check_frames)
-"""Level 1 by the name of the kind."""
+CHECKS = dict(Images=check_pictures, Backbones=check_backbone, Sequences=frames.check_frames)
+"""Level 1 by the class of the kind."""
 
 
 EXPORTS: dict[tuple[int, str], tuple[Any, onnx.ModelProto]] = {}
@@ -114,7 +114,7 @@ def claims_of(**values: Any) -> Claims:
 
 def level_1_alone(detector: Any, paths: Any, samples: Any, engine: Any, claims: Claims) -> Verdict:
     """Stand for `Kind.prove` where level 1 refuses files, whatever their inputs give."""
-    check = CHECKS[kind_of(detector.family).name]
+    check = CHECKS[type(kind_of(detector.family)).__name__]
     return finish(check(detector, paths, samples, engine, claims, **claims.settings))
 
 
