@@ -136,7 +136,7 @@ class Instances(Scored):
     """Masks of one image, with optional boxes.
 
     Attributes:
-        masks: (n, h, w) bool.
+        masks: (n, h, w) bool, or uint8 with 255 times the probability.
         bboxes_xyxy: (n, 4) float32 in pixels, or None.
         mask_scores: (n,) float32 for evaluation, or None: the boxes' scores.
     """
@@ -169,9 +169,9 @@ def rows_with_scores(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def mask_place(mask: np.ndarray) -> dict[str, Any]:
-    """`area`, `bbox_xyxy` and COCO's uncompressed `segmentation` of a mask (h, w) bool."""
+    """`area`, `bbox_xyxy` and COCO's uncompressed `segmentation` of a mask (h, w), of the pixels above 0."""
     return dict(
-        area=int(mask.sum()),
+        area=int(np.count_nonzero(mask)),
         bbox_xyxy=bounding_box(mask),
         segmentation=dict(size=list(mask.shape), counts=run_lengths(mask)),
     )

@@ -16,5 +16,7 @@ Pixels = Annotated[int, Bounds(1, 16_384)]
 Positive = Annotated[float, Bounds(above=0)]
 NotNegative = Annotated[float, Bounds(0)]
 Fraction = Annotated[float, Bounds(0, 1)]
+MaskThreshold = Annotated[float, Bounds(maximum=1)]
+"""Inclusive; below 0, masks are 255 times their probabilities, uint8."""
 Range = tuple[float, float, float, float, float, float]
 """Smallest x, y, z, then largest."""

@@ -39,6 +39,15 @@ def test_equal_instances_match_in_any_order():
     assert row.passed and row.matched == 4 and row.worst_iou == 1.0 and row.worst_score == 0.0
 
 
+def test_masks_of_0_to_255_match_by_their_values():
+    reference = discs(*ROWS)
+    graded = dataclasses.replace(reference, masks=reference.masks * np.uint8(200))
+    near, half = graded.masks - (graded.masks > 0), graded.masks // 2
+    assert match_detections('image', graded, dataclasses.replace(graded, masks=graded.masks.copy())).passed
+    assert class_iou(graded, dataclasses.replace(graded, masks=near)).max() == pytest.approx(199 / 200)
+    assert not match_detections('image', graded, dataclasses.replace(graded, masks=half)).passed
+
+
 def faulty(kind):
     instances = discs(*ROWS)
     masks, scores, labels = instances.masks.copy(), instances.scores.copy(), instances.labels.copy()

@@ -41,3 +41,11 @@ def test_boxes_at_the_borders_without_an_area_or_outside_are_as_mmdets():
     boxes = np.array(boxes, np.float32)
     masks = np.random.default_rng(1).random((len(boxes), 28, 28), np.float32)
     np.testing.assert_array_equal(paste(masks, boxes, *SIZE, 0.5), by_mmdet(masks, boxes))
+
+
+def test_masks_below_a_threshold_of_0_are_mmdets_of_0_to_255():
+    boxes = np.array([[3, 4, 50, 40], [-9, -9, 30, 20], [20, 5, 79.5, 59]], np.float32)
+    masks = np.random.default_rng(2).random((len(boxes), 28, 28), np.float32)
+    pasted, wanted = paste(masks, boxes, *SIZE, -1), by_mmdet(masks, boxes, -1)
+    assert pasted.dtype == wanted.dtype == np.uint8 and wanted.max() > 200
+    assert np.abs(pasted.astype(int) - wanted).max() <= 1 and (pasted != wanted).mean() < 1e-3

@@ -45,13 +45,13 @@ def check_flow(roi_head: nn.Module) -> None:
 
 
 def threshold(test_cfg: Mapping[str, Any], key: str = 'rcnn') -> float:
-    """Return `mask_thr_binary` of `test_cfg` (inclusive)."""
+    """Return `mask_thr_binary` of `test_cfg` (inclusive; below 0, masks are of 0..255)."""
     value = number(f'{key}.mask_thr_binary', test_cfg.get('mask_thr_binary'), float)
-    if value < 0:
+    if value < 0 and key == 'panoptic':
         words = cfg_options({f'model.test_cfg.{key}.mask_thr_binary': 0.5})
         raise ConfigError(
-            f'model.test_cfg.{key}.mask_thr_binary={value:g}: then PyTorch returns masks of 0..255, which a '
-            f'proof does not compare; the file has the probabilities with any threshold: add {words}'
+            f'model.test_cfg.{key}.mask_thr_binary={value:g}: then masks are of 0..255, of which a map of '
+            f'segments takes every pixel above 0; expected 0 to 1: {words}'
         )
     return value
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mmdeploy_ext.spec.facts import Count, Facts, Fraction, optional
+from mmdeploy_ext.spec.facts import Count, Facts, Fraction, MaskThreshold, optional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -12,7 +12,7 @@ class QueryFacts(Facts):
     Attributes:
         num_classes: with panoptic maps things and stuff.
         max_per_img: most results; None for panoptic maps.
-        mask_thr: inclusive mask threshold 0..1 of boxes with masks, or None.
+        mask_thr: inclusive mask threshold of boxes with masks, or None.
         num_things: the first classes are things.
         object_mask_thr: exclusive score threshold of a query.
         iou_thr: least share of a mask's pixels that belong to its query.
@@ -21,7 +21,7 @@ class QueryFacts(Facts):
 
     num_classes: Count
     max_per_img: Count | None = optional()
-    mask_thr: Fraction | None = optional()
+    mask_thr: MaskThreshold | None = optional()
     num_things: Count | None = optional()
     object_mask_thr: Fraction | None = optional()
     iou_thr: Fraction | None = optional()

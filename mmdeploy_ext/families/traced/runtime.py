@@ -14,7 +14,7 @@ import numpy as np
 
 from mmdeploy_ext.base.errors import FrozenWarning
 from mmdeploy_ext.families.common.runtime import padded_instances, padded_results, pasted_masks
-from mmdeploy_ext.spec.facts import Count, Facts, Fraction, Limit, optional
+from mmdeploy_ext.spec.facts import Count, Facts, Limit, MaskThreshold, optional
 from mmdeploy_ext.spec.tensors import VALID
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class TracedFacts(Facts):
 
     num_classes: Count | None = optional()
     max_per_img: Limit = -1
-    mask_thr: Fraction | None = optional()
+    mask_thr: MaskThreshold | None = optional()
     test_cfg: Mapping[str, Any]
     escapes: tuple[str, ...] = ()
     difference: str = ''

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from mmdeploy_ext.spec.facts import Bounds, Count, Fraction, optional
+from mmdeploy_ext.spec.facts import Bounds, Count, Fraction, MaskThreshold, optional
 from mmdeploy_ext.spec.nms import NmsConfig
 
 
@@ -13,7 +13,7 @@ class TwoStageFacts(NmsConfig):
 
     Attributes:
         proposals: suppression of the proposals; None if they are an input.
-        mask_thr: inclusive mask threshold 0..1, or None.
+        mask_thr: inclusive mask threshold, or None.
         num_things: the first classes are things.
         mask_overlap: largest share of an instance under better kept instances.
         stuff_area_limit: least pixels of a class of stuff.
@@ -21,7 +21,7 @@ class TwoStageFacts(NmsConfig):
 
     num_classes: Count
     proposals: NmsConfig | None = optional()
-    mask_thr: Fraction | None = optional()
+    mask_thr: MaskThreshold | None = optional()
     num_things: Count | None = optional()
     mask_overlap: Fraction | None = optional()
     stuff_area_limit: Annotated[int, Bounds(0, 10**9)] | None = optional()

@@ -71,17 +71,25 @@ def draw_pair(
 
 
 def class_iou(reference: Instances, candidate: Instances) -> np.ndarray:
-    """Return the IoU (R, C) of all masks; -1 across classes."""
+    """Return the IoU (R, C) of all masks; -1 across classes.
+
+    If both are uint8, the IoU is the sum of the smaller values by the sum of the larger.
+    """
+    graded = reference.masks.dtype == candidate.masks.dtype == np.uint8
     iou = np.full((len(reference), len(candidate)), -1.0)
     for label in np.intersect1d(reference.labels, candidate.labels):
         rows, columns = np.flatnonzero(reference.labels == label), np.flatnonzero(candidate.labels == label)
         masks, candidates = (
-            side.masks[indices].astype(bool, copy=False)
+            side.masks[indices].astype(np.uint8 if graded else bool, copy=False).reshape(len(indices), -1)
             for side, indices in ((reference, rows), (candidate, columns))
         )
-        overlap = _overlaps(masks.reshape(len(rows), -1), candidates.reshape(len(columns), -1))
+        if graded:
+            overlap = np.array([np.minimum(mask, candidates).sum(1, np.float64) for mask in masks])
+        else:
+            overlap = _overlaps(masks, candidates)
+        area = np.sum if graded else np.count_nonzero
         areas, candidate_areas = (
-            np.array([np.count_nonzero(mask) for mask in side], np.float64) for side in (masks, candidates)
+            np.array([area(mask) for mask in side], np.float64) for side in (masks, candidates)
         )
         union = areas[:, None] + candidate_areas[None] - overlap
         part = np.divide(overlap, union, out=np.ones_like(overlap), where=union > 0)

@@ -7,6 +7,7 @@ import { hasResults, resultsOf } from 'kit/results.js';
 export function cannotShow(kit) {
   const { metadata } = kit;
   if (!metadata.form) return 'it is no detector that mm2onnx exported';
+  if (metadata.postprocess?.mask_thr < 0) return 'its masks are of 0 to 255';
   if (!hasResults(kit)) return `its form is ${metadata.form}, whose results are made outside of the graph`;
   const unknown = metadata.spec.inputs
     .slice(1)

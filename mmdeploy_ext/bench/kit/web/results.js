@@ -15,8 +15,9 @@ const FIELDS = {
 /** A pixel of a panoptic map is its class, and of a thing also its number times this. */
 const NUMBER = 1000;
 
-/** Return whether this page makes and compares results; else the runtime in Python does. */
-export const hasResults = ({ metadata, manifest }) => metadata.form === 'full' && 'iou_bar' in manifest.bars;
+/** Return whether this page makes and compares results; else, as for masks of 0..255, the runtime in Python does. */
+export const hasResults = ({ metadata, manifest }) =>
+  metadata.form === 'full' && 'iou_bar' in manifest.bars && !(metadata.postprocess?.mask_thr < 0);
 
 /** Return the results of an image of a kit, PyTorch's, from its arrays by field. */
 export function resultsOfKit(fields) {

@@ -24,7 +24,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
     """Return the instances of each image of a batch, of a graph of the form 'full'.
 
     Args:
-        metadata: metadata of the file; `mask_thr` of `postprocess` is the inclusive threshold, 0..1.
+        metadata: metadata of the file; `mask_thr` of `postprocess` is the inclusive threshold (`paste`).
         outputs: `dets` (B, n, 5) x1 y1 x2 y2 score in pixels of `ori_shape`, `labels` (B, n) int64, -1 for
             padding, and `masks` (B, n, m, m) float32, 0..1 in the frame of the box, or with `--paste-masks`
             (B, n, h, w) bool; maybe `mask_scores` (B, n).
@@ -56,8 +56,11 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Insta
 def paste(
     masks: np.ndarray, bboxes_xyxy: np.ndarray, height: int, width: int, threshold: float
 ) -> np.ndarray:
-    """Return masks (n, height, width) bool; `masks` (n, m, m) of 0..1 are in boxes (n, 4), pixels."""
-    pasted = np.zeros((len(masks), height, width), bool)
+    """Return masks (n, height, width) bool; `masks` (n, m, m) of 0..1 are in boxes (n, 4), pixels.
+
+    With a `threshold` below 0, masks are uint8: 255 times the probability, rounded down.
+    """
+    pasted = np.zeros((len(masks), height, width), bool if threshold >= 0 else np.uint8)
     for image, mask, (x1, y1, x2, y2) in zip(pasted, masks, bboxes_xyxy.astype(np.float32), strict=True):
         rows, columns = _span(y1, y2, height), _span(x1, x2, width)
         row_taps = _taps(rows, y1, y2, mask.shape[0])
@@ -67,7 +70,8 @@ def paste(
         for row, row_weight in row_taps:
             for column, column_weight in column_taps:
                 values += padded[row[:, None], column[None]] * (column_weight[None] * row_weight[:, None])
-        image[rows[:, None], columns[None]] = values >= threshold
+        pixels = values >= threshold if threshold >= 0 else values * np.float32(255)
+        image[rows[:, None], columns[None]] = pixels
     return pasted
 
 

@@ -383,13 +383,14 @@ NO_MODEL, OTHER_PACKAGE, NO_BASE = (
     'files with a `_base_` that mmdet 3.3 lacks',
 )
 NO_PIPELINE = 'files without a test pipeline'
+SCRIPTS = 'scripts in the folder of configs (`override_category.py`)'
 REFUSED: dict[str, tuple[int, tuple[str, ...]]] = {
     'models with text: GLIP, Grounding DINO, MM Grounding DINO': (73, ('GLIP', 'GroundingDINO')),
     NO_MODEL: (15, ()),
     OTHER_PACKAGE: (5, ()),
     'Mask2Former models of videos': (5, ('Mask2FormerVideo',)),
     're-identification models (`reid/`)': (4, ('BaseReID',)),
-    'scripts in the folder of configs (`override_category.py`)': (3, ()),
+    SCRIPTS: (3, ()),
     'models of Detectron2': (3, ('Detectron2Wrapper',)),
     'backbones of timm': (2, ('TIMMBackbone',)),
     NO_BASE: (4, ()),
@@ -408,9 +409,10 @@ def check_types(model: dict[str, Any]) -> None:
     """ConfigError: the entry `model`, without scopes, has a type that is not translated."""
     for key, name in types_of(model, 'model'):
         if kind := KINDS.get(name):
-            raise ConfigError(f'{key}={name!r}: {number_of(kind)}')
+            raise ConfigError(f'{key}={name!r}: {number_of(kind)}; {ANY_MODULE}')
 
 
+ANY_MODULE = 'export it as an nn.Module yourself, and prove the file with prove-module (docs/any-module.md)'
 DATASETS = ('CocoDataset', 'CityscapesDataset', 'DeepFashionDataset', 'LVISV05Dataset', 'LVISV1Dataset')
 """Data sets of both versions."""
 ADVICE = (
@@ -642,10 +644,9 @@ def _remove_bases(path: Path, tree: ast.Module) -> list[Path]:
     names = ast.literal_eval(assignments[-1].value)
     names = names if isinstance(names, list | tuple) else [names]
     if foreign := [name for name in names if '::' in name]:
-        raise ConfigError(
-            f'{path}: _base_ {foreign[0]!r} is a file of another package; {ADVICE}'
-            + (f'; {number_of(OTHER_PACKAGE)}' if foreign[0].startswith(CLASSIFIERS) else '')
-        )
+        is_classifier = foreign[0].startswith(CLASSIFIERS)
+        advice = f'{number_of(OTHER_PACKAGE)}; {ANY_MODULE}' if is_classifier else ADVICE
+        raise ConfigError(f'{path}: _base_ {foreign[0]!r} is a file of another package; {advice}')
     bases = [path.parent / name for name in names]
     if missing := [base for base in bases if not base.is_file()]:
         raise ConfigError(f'{path}: _base_ {str(missing[0])!r}: no such file; {number_of(NO_BASE)}')
