@@ -81,8 +81,6 @@ OF_FILES = {
 }
 """Modules that know files alone, and ask their metadata for the kind of sample."""
 ASKING = {
-    'mmdeploy_ext.bench.kit.frames': "a case's memory is PyTorch's",
-    'mmdeploy_ext.bench.precision.results_kept': 'a drive is divided by scenes, and runs once',
     'mmdeploy_ext.families.evaluate.backend_config': 'a memory has a key of its own',
     'mmdeploy_ext.proving.against_dump': 'the state before a dumped frame',
     'mmdeploy_ext.proving.drive': 'samples of a recording are a drive',

@@ -319,7 +319,7 @@ class Shifted:
 def with_moment(frame: Frame, index: int) -> Frame:
     """Add a pose, time and scene to a frame of a data set without them."""
     moment = dict(ego_pose=np.eye(4), timestamp_s=index * FRAME_S, scene_token='')
-    absent = {name: value for name, value in moment.items() if getattr(frame, name) is None}
+    absent = {name: value for name, value in moment.items() if getattr(frame, name, value) is None}
     return dataclasses.replace(frame, **absent) if absent else frame
 
 

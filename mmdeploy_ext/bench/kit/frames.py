@@ -184,14 +184,11 @@ class _FramesWriter:
 
     def add(self, index: int, sample: Frame | Sweep) -> None:
         sides = self.sides
-        has_memory = sides.detector.family.memory
-        if has_memory:
-            sides.runner.state = snapshot(self._memory)
+        sides.runner.state = snapshot(self._memory)
         expected = sides.reference.step(sample)
         with record_runs() as runs:
             result = sides.runner.step(sample)
-        if has_memory:
-            self._memory = snapshot(sides.reference.state)
+        self._memory = snapshot(sides.reference.state)
         title = sample.name or f'frame {index}'
         steps, reference = [], {**self._by_modules, **expected.outputs}
         number_of_runs: collections.Counter[str] = collections.Counter()

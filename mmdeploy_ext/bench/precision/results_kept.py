@@ -183,10 +183,8 @@ def rows_of_frames(
 ) -> list[Rows]:
     files, options = read_files(detector, paths)
     contract = contract_of(detector.family, options)
-    has_memory = detector.family.memory
-    frames = [*samples]
-    if has_memory:
-        frames = [with_moment(frame, index) for index, frame in enumerate(NearOrigin(frames))]
+    has_memory = bool(detector.family.memory_spec(files[-1].metadata.postprocess).tensors)
+    frames = [with_moment(frame, index) for index, frame in enumerate(NearOrigin(samples))]
     if seen:
         frames = _unseen(frames, contract, files, engine, seen)
     found = []
