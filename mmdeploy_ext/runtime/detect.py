@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Detections, Instances
     from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
     from mmdeploy_ext.spec.metadata import Metadata
+    from mmdeploy_ext.spec.preparation import PreprocessRule
 
 
 def detect(
@@ -97,13 +98,17 @@ def detect(
 
 def prepare(metadata: Metadata, image_bgr: np.ndarray, cam2img: np.ndarray | None = None) -> PreparedImage:
     """Resize, pad and normalise (h, w, 3) uint8 by a file's rule; `cam2img` is (4, 4) or None."""
+    prepared = prepare_image(rule_of_size(metadata), image_bgr)
+    return prepared if cam2img is None else prepared.with_camera(cam2img)
+
+
+def rule_of_size(metadata: Metadata) -> PreprocessRule:
+    """The rule of a file, with the size of a graph of fixed shape."""
     image = metadata.spec.inputs[0]
     height, width = (image.axes[place] for place in image.sides)
-    rule = metadata.preprocess
     if isinstance(height, int) and isinstance(width, int):
-        rule = dataclasses.replace(rule, size=(height, width))
-    prepared = prepare_image(rule, image_bgr)
-    return prepared if cam2img is None else prepared.with_camera(cam2img)
+        return dataclasses.replace(metadata.preprocess, size=(height, width))
+    return metadata.preprocess
 
 
 BESIDE = ('img_shape', 'scale_factor', 'border', 'orig_target_sizes', 'ori_shape')

@@ -162,6 +162,42 @@ def test_a_fault_in_the_preparation_of_pictures_is_not_proven(name):
     assert not result.passed and (result.differences or result.error)
 
 
+PLAIN = with_steps(Normalize=None, Pad=None, ImageToTensor=dict(type='DefaultFormatBundle', keys=UNSET))
+FORGOTTEN = dict(mean=(0.0,) * 3, std=(1.0,) * 3, to_rgb=False)
+CHANGES = [  # config of the file, fields of the file's rule, config of the proof, step that is named
+    (TOY, {}, with_steps(Resize=dict(keep_ratio=False)), 'after Resize'),
+    (TOY, {}, with_steps(Normalize=dict(mean=[103.5, 116.3, 123.7])), 'after Normalize'),
+    (TOY, {}, with_steps(Normalize=dict(to_rgb=False)), 'after Normalize'),
+    (TOY, {}, with_steps(Pad=dict(size_divisor=64)), 'after Pad'),
+    (TOY, {}, with_steps(LoadImageFromFile=dict(channel_order='rgb')), 'after LoadImageFromFile'),
+    (TOY, {}, OTHERS['no_pad'], 'no Pad'),
+    (TOY, {}, PLAIN, 'no Normalize'),
+    (TOY, dict(img_scale=None), TOY, 'after Resize'),
+    (TOY, FORGOTTEN, TOY, 'after Normalize'),
+    (TOY, dict(size_divisor=1), TOY, 'after Pad'),
+    (OTHERS['mask2former'], dict(size_divisor=64), OTHERS['mask2former'], 'after Pad'),
+    (OTHERS['mask2former'], dict(to_rgb=False), OTHERS['mask2former'], 'after Normalize'),
+    (CORNER, dict(pad_or=63), CORNER, 'after RandomCenterCropPad'),
+]
+
+
+@pytest.mark.parametrize(('source', 'fields', 'cfg', 'step'), CHANGES)
+def test_the_step_after_which_pictures_differ_is_named(source, fields, cfg, step):
+    rule = pipeline_rule.rule_from_pipeline(steps_of_config(source))
+    file = file_of(dataclasses.replace(rule, **fields))
+    result, _ = compare_pictures(cfg, file, (toy_atss.PICTURE,), PICTURE)
+    assert not result.passed and step in result.text, result.text
+
+
+@pytest.mark.parametrize('step', ['Resize', 'Normalize', 'RandomCenterCropPad'])
+def test_the_step_is_named_for_files_of_a_fixed_size(step):
+    cfg = CORNER if step == 'RandomCenterCropPad' else TOY
+    fields = dict(Resize=dict(keep_ratio=False), Normalize=dict(to_rgb=False)).get(step, dict(centred=False))
+    rule = pipeline_rule.rule_from_pipeline(steps_of_config(cfg))
+    file = file_of(dataclasses.replace(rule, **fields), (256, 320))
+    assert f'after {step}' in compare_pictures(cfg, file, (toy_atss.PICTURE,), PICTURE)[0].text
+
+
 def test_the_picture_among_the_inputs_of_a_graph_is_compared_too(monkeypatch):
     def feeds(image, batch):
         return dict(input=np.stack([image.tensor] * batch))

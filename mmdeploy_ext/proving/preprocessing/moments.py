@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import pickle
 import tempfile
@@ -17,11 +16,12 @@ from mmdeploy_ext.base.errors import DataError, Mm2OnnxError, one_line, root_cau
 from mmdeploy_ext.base.source_code import is_users_class
 from mmdeploy_ext.families.evaluate.evaluation import build_dataset, build_loader, loader_errors
 from mmdeploy_ext.families.evaluate.loop import DatasetFrames
+from mmdeploy_ext.proving.preprocessing.pictures import first_after, watched
 from mmdeploy_ext.spec.results import PreprocessingDifference, PreprocessingResult
 from mmdeploy_ext.upstream.models.building import data_class
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.families.sequence import SequenceFamily
@@ -179,35 +179,18 @@ def _read_sample(
 
 
 def _first_step(dataset: Any, index: int, points: np.ndarray) -> str:
-    """Text that names the step of the test pipeline after which its points leave these for good, or ''."""
-    seen: list[tuple[str, np.ndarray]] = []
-
-    def watched(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def run(results: Any) -> Any:
-            results = step(results)
-            if isinstance(results, dict) and hasattr(cloud := results.get('points'), 'tensor'):
-                seen.append((type(step).__name__, cloud.tensor.numpy().copy()))
-            return results
-
-        return run
-
-    with contextlib.ExitStack() as stack:
-        pending = [getattr(dataset.pipeline, 'args', [dataset.pipeline])[0]]
-        while pending:
-            compose = pending.pop()
-            steps = getattr(compose, 'transforms', None)
-            if not isinstance(steps, list):
-                continue
-            pending += [step.transforms for step in steps if hasattr(step, 'transforms')]
-            stack.callback(setattr, compose, 'transforms', steps)
-            compose.transforms = [step if hasattr(step, 'transforms') else watched(step) for step in steps]
-        try:
+    compose = getattr(dataset.pipeline, 'args', [dataset.pipeline])[0]
+    try:
+        with watched(compose, _points_of_step) as seen:
             dataset[index]
-        except Exception:  # a user's class raises what it likes
-            return ''
-    equal = [place for place, (_, cloud) in enumerate(seen) if _differing_values(points, cloud, 0.0) is None]
-    after = equal[-1] + 1 if equal else 0
-    return f' (first after {seen[after][0]})' if after < len(seen) else ''
+    except Exception:  # a user's class raises what it likes
+        return ''
+    return first_after(seen, lambda cloud: _differing_values(points, cloud, 0.0) is None)
+
+
+def _points_of_step(results: Mapping[str, Any]) -> np.ndarray | None:
+    cloud = results.get('points')
+    return cloud.tensor.numpy().copy() if hasattr(cloud, 'tensor') else None
 
 
 def _points_range(cfg: Any) -> Sequence[float] | None:

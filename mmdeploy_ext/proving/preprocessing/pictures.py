@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from mmdeploy_ext.spec.metadata import Metadata
+    from mmdeploy_ext.spec.preparation import PreprocessRule
 
     Composer = Callable[[Sequence[Any]], Callable[[dict[str, Any]], Any]]
     """Makes the function of one sample from the steps of a pipeline."""
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     """Takes a prepared picture and a batch size; returns name of an input -> array."""
 
 
+NEXT_STEP = ('Resize', 'Normalize', 'Pad', '')
+"""After reading and after each of them."""
 COLLECTED = ('ori_shape', 'img_shape', 'pad_shape', 'scale_factor', 'flip')
 """Values that `Collect` may collect beside the tensor."""
 
@@ -95,10 +98,13 @@ def compare_picture(
     image_bgr = pictures.read_image(file, rule.color_type)
     axes, pixels = metadata.spec.inputs[0].axes, metadata.spec.inputs[0].pixels
     if pixels is not None or (len(axes) == 4 and axes[1] == rule.bands):  # as `mm2onnx run` prepares it
-        image = detect.prepare(metadata, image_bgr)
+        image, used = detect.prepare(metadata, image_bgr), detect.rule_of_size(metadata)
     else:  # a graph of regions
-        image = prepare_image(rule, image_bgr)
+        image, used = prepare_image(rule, image_bgr), rule
     differences = [*_compare_values(file.name, _rule_values(image), expected)]
+    if differences:
+        step = _first_step(pipeline, file, used, image, [one.name for one in differences])
+        differences[0] = dataclasses.replace(differences[0], got=differences[0].got + step)
     if feeds:
         fed = detect.make_feeds(image, metadata)
         wanted = feeds(prepared, len(next(iter(fed.values()))))
@@ -122,14 +128,104 @@ def _rule_values(image: PreparedImage) -> dict[str, Any]:
 
 def _pipeline_values(pipeline: ConfigPipeline, file: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
     picture = pipeline(file)
-    values = {name: picture.metas[name] for name in COLLECTED if name in picture.metas}
+    values = dict(border=(0, 0)) | _collected(picture.metas)
+    return dict(values, tensor=picture.tensor), picture.metas
+
+
+def _collected(metas: Mapping[str, Any]) -> dict[str, Any]:
+    values = {name: metas[name] for name in COLLECTED if name in metas}
     for name in ('ori_shape', 'img_shape', 'pad_shape'):
         if name in values:
             values[name] = tuple(values[name][:2])
     if 'scale_factor' in values:  # a number without Resize
         values['scale_factor'] = np.broadcast_to(np.asarray(values['scale_factor'], np.float32), 4)
-    border = picture.metas.get('border', (0, 0, 0, 0))  # top, bottom, left, right
-    return dict(values, tensor=picture.tensor, border=(int(border[0]), int(border[2]))), picture.metas
+    if 'border' in metas:  # top, bottom, left, right
+        values['border'] = int(metas['border'][0]), int(metas['border'][2])
+    return values
+
+
+@contextlib.contextmanager
+def watched(compose: Any, read: Callable[[dict[str, Any]], Any]) -> Iterator[list[tuple[str, Any]]]:
+    """Collect (step, `read` of its results unless None) while `compose` runs."""
+    seen: list[tuple[str, Any]] = []
+
+    def watch(step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        name = type(step.step if isinstance(step, PadAround) else step).__name__
+
+        def run(results: Any) -> Any:
+            results = step(results)
+            if isinstance(results, dict) and (value := read(results)) is not None:
+                seen.append((name, value))
+            return results
+
+        return run
+
+    with contextlib.ExitStack() as stack:
+        pending = [compose]
+        while pending:
+            compose = pending.pop()
+            steps = getattr(compose, 'transforms', None)
+            if not isinstance(steps, list):
+                continue
+            pending += [step.transforms for step in steps if hasattr(step, 'transforms')]
+            stack.callback(setattr, compose, 'transforms', steps)
+            compose.transforms = [step if hasattr(step, 'transforms') else watch(step) for step in steps]
+        yield seen
+
+
+def first_after(seen: Sequence[tuple[str, Any]], agrees: Callable[[Any], bool]) -> str:
+    """Text that names the step after which no value agrees any more, or ''."""
+    equal = [place for place, (_, value) in enumerate(seen) if agrees(value)]
+    after = equal[-1] + 1 if equal else 0
+    return f' (first after {seen[after][0]})' if after < len(seen) else ''
+
+
+def _first_step(
+    pipeline: ConfigPipeline, file: Path, rule: PreprocessRule, image: PreparedImage, names: Sequence[str]
+) -> str:
+    """See `first_after`; `image` is of the rule, `names` are of the values that differ."""
+    dataset = getattr(pipeline.dataset, 'dataset', None)
+    with watched(getattr(dataset, 'pipeline', pipeline.compose), _values_of_step) as seen:
+        pipeline(file)
+    if not seen:  # by a callable of the user's
+        return ''
+    if 'tensor' not in names:
+        got = _rule_values(image)[names[0]]
+        return first_after(seen, lambda values: np.array_equal(values.get(names[0], ()), got))
+    picture = pictures.read_image(file, rule.color_type)
+    unsized = dataclasses.replace(rule, img_scale=None, size=None, resize='cv2')
+    read, resized = (pictures.resize_image(one, picture)[0] for one in (unsized, rule))
+    padded = image.tensor.transpose(1, 2, 0)
+    colours = dict(mean=rule.mean, std=rule.std, to_rgb=rule.to_rgb)
+    normalised = pictures.normalise(resized, **colours)
+    stages = [np.atleast_3d(stage) for stage in (read, resized, normalised, padded)]
+
+    def agrees(values: Mapping[str, Any]) -> bool:
+        tensor = values['tensor']
+        if any(np.array_equal(tensor, stage) for stage in stages):
+            return True
+        if tensor.shape != padded.shape:
+            return False
+        before = pictures.normalise(tensor, **colours)  # of a pipeline that pads first
+        return np.array_equal(np.atleast_3d(before), padded)
+
+    step, last = first_after(seen, agrees), seen[-1][1]['tensor']
+    for following, stage in zip(NEXT_STEP[::-1], stages[::-1], strict=True):
+        if not step and np.array_equal(last, stage):
+            return f' (the pipeline has no {following})' if following else ''
+    return step
+
+
+def _values_of_step(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    from mmcv.parallel import DataContainer
+
+    image = results.get('img')
+    image = image.data if isinstance(image, DataContainer) else image
+    if not hasattr(image, 'ndim') or image.ndim not in (2, 3):
+        return None
+    is_tensor = not isinstance(image, np.ndarray)
+    array = np.array(image)  # a copy
+    return dict(_collected(results), tensor=np.atleast_3d(array.transpose(1, 2, 0) if is_tensor else array))
 
 
 def _as_prepared(values: Mapping[str, Any], metas: Mapping[str, Any]) -> PreparedImage:

@@ -183,16 +183,8 @@ def prepare_image(rule: PreprocessRule, image_bgr: np.ndarray) -> PreparedImage:
     if str(dtype) not in dtypes or shape[2:] != (rule.picture_bands,) or 0 in shape:
         raise ShapeError(f'image: got {dtype} {shape}, expected {expected}')
     height, width = shape[:2]
-    if rule.color_type == 'grayscale':
-        image_bgr = grey_of(image_bgr)
-    if rule.to_float32:
-        image_bgr = image_bgr.astype(np.float32)
-    resized_h, resized_w = rule.resized_shape(height, width)
-    warp = warp_about_middle((height, width), (resized_h, resized_w)) if rule.resize == WARP else None
-    if warp is not None:
-        image_bgr = warped(image_bgr, warp, resized_h, resized_w)
-    elif (resized_h, resized_w) != (height, width):
-        image_bgr = RESIZERS[rule.resize](image_bgr, resized_h, resized_w)
+    image_bgr, warp = resize_image(rule, image_bgr)
+    resized_h, resized_w = image_bgr.shape[:2]
     padded_h, padded_w = rule.padded_shape(resized_h, resized_w)
     padded = np.broadcast_to(np.float32(rule.pad_val), (padded_h, padded_w, rule.bands)).copy()
     content = normalise(image_bgr, rule.mean, rule.std, rule.to_rgb)
@@ -213,6 +205,22 @@ def prepare_image(rule: PreprocessRule, image_bgr: np.ndarray) -> PreparedImage:
         border=(top, left),
         warp=warp,
     )
+
+
+def resize_image(rule: PreprocessRule, image_bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The image before normalising and padding, and the matrix of a warp."""
+    height, width = image_bgr.shape[:2]
+    if rule.color_type == 'grayscale':
+        image_bgr = grey_of(image_bgr)
+    if rule.to_float32:
+        image_bgr = image_bgr.astype(np.float32)
+    resized_h, resized_w = rule.resized_shape(height, width)
+    if rule.resize == WARP:
+        warp = warp_about_middle((height, width), (resized_h, resized_w))
+        return warped(image_bgr, warp, resized_h, resized_w), warp
+    if (resized_h, resized_w) != (height, width):
+        image_bgr = RESIZERS[rule.resize](image_bgr, resized_h, resized_w)
+    return image_bgr, None
 
 
 BAND_DTYPES = ('uint8', 'uint16', 'int16', 'float32', 'float64')
