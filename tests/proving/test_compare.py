@@ -17,6 +17,7 @@ from mmdeploy_ext.spec.comparison import (
     is_exact,
     same_bits,
 )
+from mmdeploy_ext.spec.matching import with_choices_of
 from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, TensorSpec
 
 SPEC = GraphSpec(
@@ -348,3 +349,12 @@ def test_metrics_near_zero_are_noted():
         values = dict(bbox_mAP=value, bbox_mAP_s=-1.0)
         assert len(dataset.near_zero_notes(dataset.proof_rows(values, values, 0.0005))) == count
     assert dataset.near_zero_notes([]) == []
+
+
+@pytest.mark.parametrize(
+    ('places', 'excused'), [([5, 3, 2, 7], True), ([5, 3, 2, 2], False), ([5, 3, 3, 2], False)]
+)
+def test_choices_among_equal_scores_at_the_end_of_a_list_are_distinct(places, excused):
+    reference = dict(scores=np.float32([3, 2, 1, 1]), places=np.array([5, 3, 0, 1]))
+    _, others = with_choices_of(reference, dict(reference, places=np.array(places)), ['scores'])
+    assert ('places' in others) is excused

@@ -1,5 +1,7 @@
 """Plans and lines: which differences are right, ties, or wrong."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -53,8 +55,10 @@ def test_the_plan_that_is_driven_at_a_tie_is_compared_with_pytorchs():
     assert not driving.match_plans('a', a_plan(0, TIE / 2), candidate).passed
 
 
-def test_a_plan_of_nan_is_broken():
+def test_a_plan_of_nan_or_of_another_shape_is_broken():
     assert driving.match_plans('a', a_plan(), a_plan(moved=np.nan)).broken
+    for final in (a_plan().final[:1], a_plan(final=np.nan).final):
+        assert driving.match_plans('a', a_plan(), dataclasses.replace(a_plan(), final=final)).broken
 
 
 def lines(order=(0, 1, 2), labels=(0, 0, 1), change=lambda points: points):

@@ -210,9 +210,11 @@ def test_random_weights_are_not_recorded(request_of_toy, recorded, tmp_path, mon
 
 def test_an_ask_that_names_a_file_elsewhere_is_refused(tmp_path):
     asked = dict(format=record.FORMAT, checkpoint='', calls=[dict(file='../evil.npz')])
-    (tmp_path / 'ask.json').write_text(json.dumps(asked))
+    (tmp_path / 'ask').mkdir()
+    (tmp_path / 'evil.npz').write_bytes(b'')
+    (tmp_path / 'ask/ask.json').write_text(json.dumps(asked))
     with pytest.raises(record.Refusal, match='evil'):
-        record.asked_of(str(tmp_path))
+        record.asked_of(str(tmp_path / 'ask'))
 
 
 def test_record_py_is_python_3_6():
@@ -405,6 +407,9 @@ INSTANCES = dict(bboxes=torch.ones(1, 4), scores=torch.ones(1), labels=torch.ten
         (BOXES, (NO_BOXES, [[], []]), 'array|entries'),
         ((BOXES, [[]]), (NO_BOXES, [[], []]), 'entries'),
         (BOXES[:1], NO_BOXES, 'entries'),
+        ([np.ones((1, 4)), BOXES[1]], NO_BOXES, r'\(1, 4\), expected \(0, 5\)'),
+        ([np.ones(5), BOXES[1]], NO_BOXES, r'\(5,\), expected'),
+        ([3, BOXES[1]], NO_BOXES, 'int, expected'),
         (dict(pts_bbox=dict(scores_3d=1)), dict(pts_bbox=dict(scores_3d=1, labels_3d=1)), 'labels_3d'),
         ([], dict(pan_results=1), 'pan_results'),
         (dict(pred_instances=INSTANCES), (NO_BOXES, [[], []]), 'masks'),
