@@ -18,4 +18,4 @@ source_code.is_ours.cache_clear()
 register_models(f'{__name__}.layers')
 for name in SYSTEMS:
     importlib.import_module(f'{__name__}.{name}')
-    register_models(f'{__name__}.{name}.model')
+    register_models(f'{__name__}.{name}')

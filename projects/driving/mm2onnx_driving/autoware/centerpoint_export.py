@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from mm2onnx_driving.autoware.boxes import OUTPUTS, suppressed
 from mm2onnx_driving.autoware.centerpoint import ENCODER, HEAD, PILLARS, SPATIAL, AutowareCenterPoint
-from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts
+from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts, in_words_of
 from mm2onnx_driving.autoware.nodes import CENTERPOINT, CHANNELS, POINT_WIDTH, POINTS, REMAPPER
-from mm2onnx_driving.autoware.words import in_words_of
 from mm2onnx_driving.folder_rules import node_cells
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.centerpoint.reference import CenterPointReference

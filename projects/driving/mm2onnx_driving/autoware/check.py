@@ -9,10 +9,10 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from mm2onnx_driving.autoware.bevdet_settings import settings_rules
+from mm2onnx_driving.autoware.contract import in_words_of, word_of
 from mm2onnx_driving.autoware.nodes import NODES, REMAPPER_KEYS
 from mm2onnx_driving.autoware.parameter_file import ParameterFileError, read_json, read_parameters
 from mm2onnx_driving.autoware.trial import trial_rules
-from mm2onnx_driving.autoware.words import in_words_of, word_of
 from mm2onnx_driving.folder_rules import (
     expected_shape,
     fits,

@@ -3,6 +3,9 @@
 from mmdeploy_ext.spec.options import own_contract
 from mmdeploy_ext.spec.registry import FILM, register_family
 
+MODELS_3D = {'model': ('BEVDepth4D', 'BEVDet', 'BEVDet4D', 'BEVDetCenterHead')}
+"""Module -> types; they need mmdet3d."""
+
 register_family(
     'bevdet',
     'mm2onnx_driving.bevdet.family:BevDetFamily',
@@ -12,7 +15,7 @@ register_family(
             'one graph of plain operators; poses, previous views and their motion are inputs',
         ),
     ),
-    facts='mm2onnx_driving.bevdet.facts:BevDetFacts',
+    facts='mm2onnx_driving.bevdet.runtime:BevDetFacts',
     runtime='mm2onnx_driving.bevdet.runtime',
     library='mmdet3d',
     claims=('BEVDet', 'BEVDet4D', 'BEVDepth4D'),

@@ -4,10 +4,9 @@ from typing import Any
 
 from torch import nn
 
-from mm2onnx_driving.bevdet.facts import BevDetFacts
 from mm2onnx_driving.bevdet.graphs import VIEWS, facts_of, graphs
 from mm2onnx_driving.bevdet.reference import BevDetReference
-from mm2onnx_driving.bevdet.runtime import FORM, VIEW, BevDetOnnx
+from mm2onnx_driving.bevdet.runtime import FORM, VIEW, BevDetFacts, BevDetOnnx
 from mm2onnx_driving.common.lift_models import LiftFamily, LiftModels, check_view
 from mmdeploy_ext.base.config import test_cfg_key
 from mmdeploy_ext.base.errors import ConfigError

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mm2onnx_driving.bevdet.facts import BevDetFacts
-from mm2onnx_driving.bevdet.runtime import FORM, VIEW
+from mm2onnx_driving.bevdet.runtime import FORM, VIEW, BevDetFacts
 from mm2onnx_driving.common.lift_graphs import (
     LiftFrame,
     LiftNetwork,

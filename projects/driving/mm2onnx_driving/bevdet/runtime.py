@@ -5,21 +5,34 @@ Glossary: N cameras, A adjacent frames (frames before), C channels, Y, X rows an
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mm2onnx_driving.common.runtime.lift_splat import LiftOnnx, camera_poses
-from mmdeploy_ext.families.common.runtime.center_boxes import decode
+from mm2onnx_driving.common.runtime.lift_splat import LiftFacts, LiftOnnx, camera_poses
+from mmdeploy_ext.families.common.runtime.center_boxes import CenterBoxFacts, decode
 from mmdeploy_ext.runtime.geometry import relative_motion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mm2onnx_driving.bevdet.facts import BevDetFacts
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, StreamState
     from mmdeploy_ext.spec.metadata import Metadata
+
+
+# ---- facts that the files keep
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BevDetFacts(LiftFacts, CenterBoxFacts):
+    """The settings of the view and of the boxes; `adjacent` frames before the present one count, or 0."""
+
+    adjacent: int
+
+
+# ---- stream
 
 FORM, VIEW = 'bevdet', 'bev_feat'
 """Name of the graph, and of its output that the memory keeps."""

@@ -4,6 +4,9 @@ from mmdeploy_ext.families.common.options import GRID_SAMPLE
 from mmdeploy_ext.spec.options import own_contract
 from mmdeploy_ext.spec.registry import FILM, register_family
 
+MODELS_3D = {'model': ('BEVFormer', 'BEVFormerHead')}
+"""Module -> types; they need mmdet3d."""
+
 register_family(
     'bevformer',
     'mm2onnx_driving.bevformer.family:BevFormerFamily',

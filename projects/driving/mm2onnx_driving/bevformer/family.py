@@ -1,16 +1,33 @@
-"""BEVFormer: supported configs and models."""
+"""BEVFormer: its graph, supported configs and models."""
 
 from torch import nn
 
-from mm2onnx_driving.bevformer.graphs import graphs
 from mm2onnx_driving.bevformer.runtime import FORM, BevFormerOnnx
+from mm2onnx_driving.common.bev_graphs import BevFrame, frame_spec, with_sampling
 from mm2onnx_driving.common.bev_models import MEMORY, SETTINGS, BevFamily, check_memory
 from mm2onnx_driving.common.bev_reference import BevReference
+from mm2onnx_driving.common.camera_graphs import camera_graphs
 from mm2onnx_driving.common.camera_models import CameraModels
 from mm2onnx_driving.common.runtime.bev_frames import BevFacts
 from mm2onnx_driving.common.runtime.query_boxes import PREDICTIONS
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.spec.memory import MemorySpec
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec
+
+# ---- graph
+
+
+def spec(model: nn.Module) -> GraphSpec:
+    return frame_spec(model, 'bevformer/portable')
+
+
+def graphs(model: nn.Module, options: Options) -> list[Graph]:
+    module = BevFrame(model, tuple(model.input_sizes[1:]))
+    return [with_sampling(*camera_graphs(model, options, [(FORM, module, spec(model))]), options)]
+
+
+# ---- family
 
 
 class BevFormerFamily(BevFamily):

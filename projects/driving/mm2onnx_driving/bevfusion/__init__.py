@@ -1,14 +1,27 @@
 """BEVFusion of cameras and LiDAR."""
 
-from mm2onnx_driving.bevfusion.options import OPTIONS
+import dataclasses
+
+from mmdeploy_ext.spec.options import SPARSE_FORM, own_contract
 from mmdeploy_ext.spec.registry import FILM, register_family
+
+MODELS_3D = {
+    'model.center_head': ('BEVFusionCenterHead', 'TransFusionBBoxCoder'),
+    'model.fusion': ('BEVFusion', 'ConvFuser'),
+    'model.head': ('TransFusionHead',),
+    'model.neck': ('GeneralizedLSSFPN', 'GeneralizedResNet', 'LSSFPN'),
+}
+"""Module -> types; they need mmdet3d."""
 
 register_family(
     'bevfusion_det',
     'mm2onnx_driving.bevfusion.family:BEVFusionFamily',
-    options=OPTIONS,
+    options=(
+        own_contract('portable', 'graphs of standard operators, points to boxes'),
+        dataclasses.replace(SPARSE_FORM, only_with=('contract', 'portable')),
+    ),
     facts='mm2onnx_driving.bevfusion.facts:BEVFusionFacts',
-    runtime='mm2onnx_driving.bevfusion.runtime.model',
+    runtime='mm2onnx_driving.bevfusion.runtime',
     library='mmdet3d',
     claims=('BEVFusion',),
     exports='BEVFusion of cameras and LiDAR (docs/models-lidar.md)',

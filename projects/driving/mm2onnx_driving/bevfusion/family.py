@@ -1,4 +1,4 @@
-"""BEVFusion: supported configs, graphs, references and runtimes."""
+"""BEVFusion: frames, supported configs, graphs, references and runtimes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,13 +7,19 @@ from typing import Any
 from mmdet3d.models import build_model
 from torch import nn
 
-from mm2onnx_driving.bevfusion.data import BEVFusionData
-from mm2onnx_driving.bevfusion.fork import SPARSE_ENCODER, Fork, ForkReference, adapt
+from mm2onnx_driving.bevfusion.fork import (
+    SPARSE_ENCODER,
+    Fork,
+    ForkReference,
+    RepositoryMoments,
+    adapt,
+    with_truth,
+)
 from mm2onnx_driving.bevfusion.graphs import facts_of, graphs
 from mm2onnx_driving.bevfusion.model.fusion import check_parts
 from mm2onnx_driving.bevfusion.reference import BEVFusionReference
-from mm2onnx_driving.bevfusion.runtime.model import BEVFusionOnnx
-from mm2onnx_driving.bevfusion.samples import fusion_rule
+from mm2onnx_driving.bevfusion.runtime import BEVFusionOnnx
+from mm2onnx_driving.bevfusion.samples import dumped, frame, fusion_rule, moments
 from mmdeploy_ext.base.config import refused_values
 from mmdeploy_ext.base.errors import CheckpointError, ConfigError
 from mmdeploy_ext.base.source_code import ModelClass
@@ -21,11 +27,33 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common.samples import result
 from mmdeploy_ext.families.common.sparse_graph import check_form, load_whole
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.families.sequence_data import SequenceData
+from mmdeploy_ext.families.synthetic.info_files import generated_dataset
+from mmdeploy_ext.families.synthetic.moments import fused_frames
 from mmdeploy_ext.runtime.frames import Stepper
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.preparation import FusionRule
 from mmdeploy_ext.upstream.models.building import build_without_weights
 from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
+
+# ---- frames
+
+
+class BEVFusionData(SequenceData):
+    compared = ('cells', 'depth', 'bev')
+    frame, moments = staticmethod(frame), staticmethod(moments)
+    dumped_frame, generated_sweeps = staticmethod(dumped), staticmethod(fused_frames)
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: FusionRule) -> dict[str, Any]:
+        default = 'NuScenesDataset' if rule.views is None else 'FusionNuScenesDataset'
+        dataset = generated_dataset(folder, cfg, dict(type=default), rule.views, rule.voxels)
+        if cfg.get('fork'):
+            with_truth(Path(dataset['ann_file']))
+            dataset.update(type=RepositoryMoments, fork=cfg.fork)
+        return dataset
+
+
+# ---- families
 
 DEPTH_KERNEL = 'encoders.camera.vtransform.dtransform.0.weight'
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mm2onnx_driving.bevfusion.runtime.frames import NO_POINTS, frame_of_rig
+from mm2onnx_driving.bevfusion.runtime import NO_POINTS, frame_of_rig
 from mmdeploy_ext.base.config import refused_values, test_pipeline
 from mmdeploy_ext.base.errors import ConfigError, DataError
 from mmdeploy_ext.families.common.samples import check_dumped, only, picture_files

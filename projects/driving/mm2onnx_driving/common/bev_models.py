@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from mm2onnx_driving.common.bev_data import BevData
 from mm2onnx_driving.common.bev_graphs import BEV
+from mm2onnx_driving.common.camera_data import BevData
 from mm2onnx_driving.common.camera_models import CameraFamily
 from mm2onnx_driving.common.runtime.bev_frames import RECORDED
 from mm2onnx_driving.layers.bev_view.head import BevHead

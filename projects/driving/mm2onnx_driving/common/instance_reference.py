@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mm2onnx_driving.common.camera_reference import CameraReference, array
-from mm2onnx_driving.common.runtime.instance_stream import InstanceStream
+from mm2onnx_driving.common.runtime.instances import InstanceStream
 from mmdeploy_ext.families.synthetic.moments import special_drive
 from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.spec.preparation import MultiViewRule

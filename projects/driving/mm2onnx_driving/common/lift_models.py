@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from mm2onnx_driving.common.camera_data import LiftData
 from mm2onnx_driving.common.camera_models import CameraFamily, CameraModels
-from mm2onnx_driving.common.lift_data import LiftData
 from mm2onnx_driving.layers.datasets.bevdet_dataset import MEAN, STD, resize_and_crop
 from mmdeploy_ext.base.config import refused_values, test_pipeline
 from mmdeploy_ext.base.errors import ConfigError

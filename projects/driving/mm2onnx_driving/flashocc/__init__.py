@@ -3,6 +3,9 @@
 from mmdeploy_ext.spec.options import own_contract
 from mmdeploy_ext.spec.registry import FILM, register_family
 
+MODELS_3D = {'model': ('BEVDepthOCC', 'BEVDepthPano', 'BEVDetOCC')}
+"""Module -> types; they need mmdet3d."""
+
 register_family(
     'flashocc',
     'mm2onnx_driving.flashocc.family:FlashOccFamily',

@@ -1,4 +1,4 @@
-"""A detector of several cameras at test time: pictures to feature maps, maps to boxes.
+"""Detectors of several cameras at test time: pictures to feature maps, maps to boxes.
 
 Source: fundamentalvision/BEVFormer 66b65f3, `detectors/bevformer.py`; megvii-research/PETR f7525f9,
 `detectors/petr3d.py`.
@@ -7,6 +7,7 @@ Glossary: N cameras, C channels, h, w feature map, H, W pictures in pixels.
 
 from typing import Any
 
+import numpy as np
 from mmdet3d.core import bbox3d2result
 from mmdet3d.models.detectors.mvx_two_stage import MVXTwoStageDetector
 from torch import Tensor
@@ -61,3 +62,42 @@ class CameraDetector(MVXTwoStageDetector):
     def run_frame(self, img_metas: list[dict], img: Tensor) -> dict[str, Tensor]:
         """Return the head's outputs of one frame, pictures (1, N, 3, H, W)."""
         return self.pts_bbox_head(self.extract_img_feat(img), img_metas)
+
+
+# ---- a detector that keeps its bird's-eye view: frames to scenes
+
+
+class BevDetector(CameraDetector):
+    """Camera-only detector that runs a scene frame by frame."""
+
+    def __init__(self, video_test_mode: bool = False, **modules: Any) -> None:
+        super().__init__(**modules)
+        self.video_test_mode = video_test_mode
+        self.reset()
+
+    def reset(self) -> None:
+        self.prev_frame_info: dict[str, Any] = dict(
+            prev_bev=None, scene_token=None, prev_pos=np.zeros(3), prev_angle=0.0
+        )
+
+    def run_frame(self, img_metas: list[dict], img: Tensor) -> dict[str, Tensor]:
+        meta, last = img_metas[0], self.prev_frame_info
+        if meta['scene_token'] != last['scene_token'] or not self.video_test_mode:
+            self.reset()
+            last = self.prev_frame_info
+        record = np.array(meta['can_bus'], np.float64)
+        motion = record.copy()
+        if last['prev_bev'] is None:
+            motion[[0, 1, 2, -1]] = 0
+        else:
+            motion[:3] -= last['prev_pos']
+            motion[-1] -= last['prev_angle']
+        meta = dict(meta, can_bus=motion)
+        outputs = self.pts_bbox_head(self.extract_img_feat(img), [meta], last['prev_bev'])
+        self.prev_frame_info = dict(
+            prev_bev=outputs['bev_embed'],
+            scene_token=meta['scene_token'],
+            prev_pos=record[:3],
+            prev_angle=record[-1],
+        )
+        return outputs

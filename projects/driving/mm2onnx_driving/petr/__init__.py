@@ -3,6 +3,12 @@
 from mmdeploy_ext.spec.options import own_contract
 from mmdeploy_ext.spec.registry import FILM, register_family
 
+MODELS_3D = {
+    'model': ('PETRHead', 'PETRTransformer', 'PETRTransformerDecoderLayer', 'PETRv2Head', 'Petr3D'),
+    'steps': ('SinePositionalEncoding3D',),
+}
+"""Module -> types; they need mmdet3d."""
+
 OPTIONS = (
     own_contract(
         'portable',
@@ -14,7 +20,7 @@ register_family(
     'petr',
     'mm2onnx_driving.petr.family:PETR',
     options=OPTIONS,
-    facts='mm2onnx_driving.petr.facts:PetrFacts',
+    facts='mm2onnx_driving.petr.runtime:PetrFacts',
     runtime='mm2onnx_driving.petr.runtime',
     library='mmdet3d',
     claims=('PETRHead',),
@@ -27,7 +33,7 @@ register_family(
     'petrv2',
     'mm2onnx_driving.petr.family:PETRV2',
     options=OPTIONS,
-    facts='mm2onnx_driving.petr.facts:PetrFacts',
+    facts='mm2onnx_driving.petr.runtime:PetrFacts',
     runtime='mm2onnx_driving.petr.runtime',
     library='mmdet3d',
     claims=('PETRv2Head',),

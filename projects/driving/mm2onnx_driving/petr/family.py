@@ -1,25 +1,58 @@
-"""PETR and PETRv2: supported configs and models."""
+"""PETR and PETRv2: frames, supported configs and models."""
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from mm2onnx_driving.common.camera_data import CameraData
 from mm2onnx_driving.common.camera_models import CameraFamily, CameraModels
+from mm2onnx_driving.common.camera_samples import loaded_frame
 from mm2onnx_driving.common.runtime.query_boxes import PREDICTIONS
-from mm2onnx_driving.petr.data import PetrData
-from mm2onnx_driving.petr.facts import FRAME, MODEL, RIG, PetrFacts
 from mm2onnx_driving.petr.graphs import EXACT, FEATURES, graphs
 from mm2onnx_driving.petr.reference import PetrReference
-from mm2onnx_driving.petr.runtime import PORTABLE_FILES, PetrOnnx
-from mmdeploy_ext.base.config import test_pipeline
-from mmdeploy_ext.base.errors import ConfigError
+from mm2onnx_driving.petr.runtime import FRAME, MODEL, PORTABLE_FILES, RIG, PetrFacts, PetrOnnx
+from mmdeploy_ext.base.config import test_dataset, test_pipeline
+from mmdeploy_ext.base.errors import ConfigError, DataError
 from mmdeploy_ext.families.common.box_conventions import check_coder, note_convention, state_convention
 from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.families.synthetic.info_files import generated_dataset
+from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.spec.memory import MemorySpec
+from mmdeploy_ext.spec.preparation import MultiViewRule
 from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
+
+# ---- frames
+
+
+OF_CAMERAS = 'images', 'lidar2img', 'intrinsics', 'image_files'
+
+
+class PetrData(CameraData):
+    def __init__(self, frames: int, unread_fields: tuple[str, ...]) -> None:
+        self.frames, self.unread_fields = frames, unread_fields
+
+    def frame(self, data: Mapping[str, Any]) -> Frame:
+        sample = loaded_frame(data)
+        if sample.ego_pose is not None:  # a data set of streams
+            return sample
+        cameras, rest = divmod(len(sample.images), self.frames)
+        if rest:
+            raise DataError(
+                f'img: got {len(sample.images)} images, expected all cameras for {self.frames} frames'
+            )
+        present = {name: getattr(sample, name)[:cameras] for name in OF_CAMERAS}
+        return dataclasses.replace(sample, **present)
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        ours = dict(collect_keys=[]) if 'collect_keys' in test_dataset(cfg) else {}
+        return generated_dataset(folder, cfg, dict(ours, type='CustomNuScenesDataset'), views=rule)
+
+
+# ---- families
 
 NEEDED = dict(with_position=True, with_multiview=True, normedlinear=False)
 ABSENT = dict(with_position=True, normedlinear=False, position_level=0)

@@ -1,7 +1,7 @@
 """The graphs of PETR and PETRv2: pictures to features, calibration to positions, both to objects.
 
 Glossary: N cameras of a frame, F frames (PETR 1, PETRv2 2), H, W network input in pixels, h, w feature map, C
-channels, L decoder layers, R queries, K classes. Box codes: `model.steps.predict`.
+channels, L decoder layers, R queries, K classes. Box codes: `predict` of `steps.py`.
 """
 
 import dataclasses
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from mm2onnx_driving.common.camera_graphs import camera_graphs, feature_maps, map_shapes
 from mm2onnx_driving.common.runtime.query_boxes import output_specs
-from mm2onnx_driving.petr.model.positions import token_corners
-from mm2onnx_driving.petr.model.steps import (
+from mm2onnx_driving.petr.runtime import PORTABLE_FILES
+from mm2onnx_driving.petr.steps import (
     detect,
     embed_counts,
     embed_rays,
     padding_mask,
     query_positions,
+    token_corners,
 )
-from mm2onnx_driving.petr.runtime import PORTABLE_FILES
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec

@@ -6,25 +6,50 @@ Glossary: N cameras, C channels, h, w feature map.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mm2onnx_driving.common.runtime.query_boxes import above, decode
+from mm2onnx_driving.common.runtime.query_boxes import QueryBoxFacts, above, decode
 from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.runtime.streams import StreamRuntime
+from mmdeploy_ext.spec.facts import Positive
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.spec.metadata import Metadata
 
     Arrays = Mapping[str, np.ndarray]
+
+
+# ---- facts that the files keep
+
+
+FRAME, RIG, MODEL = 'frame', 'rig', 'model'
+"""Lifetime of a value: a frame, until calibration or image size change, for ever."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PetrFacts(QueryBoxFacts):
+    """Facts of a PETR or PETRv2.
+
+    Attributes:
+        start_gap_s: time gap at the first frame.
+        valid_for: input of a graph, or constant -> its lifetime.
+    """
+
+    start_gap_s: Positive
+    valid_for: Mapping[str, Literal['frame', 'rig', 'model']]
+
+
+# ---- stream
 
 FRAMES = dict(petr=1, petrv2=2)
 READS = {1: ('lidar2img',), 2: ('lidar2img', 'ego_pose', 'timestamp_s')}

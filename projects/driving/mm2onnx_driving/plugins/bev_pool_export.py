@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mm2onnx_driving.common.camera_graphs import with_examples
 from mm2onnx_driving.common.lift_graphs import LiftNetwork
-from mm2onnx_driving.common.traced_inputs import with_examples
 from mm2onnx_driving.plugins.bevdet_kernels import POOL
 from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
 from mmdeploy_ext.upstream.operators.operator import Operator, Plugin, register

@@ -6,6 +6,9 @@ from mmdeploy_ext.families.common.options import GRID_SAMPLE
 from mmdeploy_ext.spec.options import CONTRACT, own_contract
 from mmdeploy_ext.spec.registry import FILM, register_family
 
+MODELS_3D = {'bank': ('InstanceBank',), 'model': ('Sparse4D', 'Sparse4DHead', 'SparseBox3DDecoder')}
+"""Module -> types; they need mmdet3d."""
+
 register_family(
     'sparse4d',
     'mm2onnx_driving.sparse4d.family:Sparse4DFamily',
@@ -20,7 +23,7 @@ register_family(
             group=CONTRACT.group,
         ),
     ),
-    facts='mm2onnx_driving.sparse4d.facts:Sparse4DFacts',
+    facts='mm2onnx_driving.sparse4d.runtime:Sparse4DFacts',
     runtime='mm2onnx_driving.sparse4d.runtime',
     library='mmdet3d',
     claims=('Sparse4D', 'Sparse4DHead'),

@@ -7,16 +7,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from mm2onnx_driving.common.camera_data import InstanceData
 from mm2onnx_driving.common.camera_models import CameraFamily, CameraModels, is_one_of
-from mm2onnx_driving.common.instance_anchors import camera_steps, spread_anchors
-from mm2onnx_driving.common.instance_data import InstanceData
-from mm2onnx_driving.common.instance_graphs import KEPT_PLACES, KEPT_SCORES, VALUES
-from mm2onnx_driving.common.runtime.instance_boxes import InstanceBoxes
-from mm2onnx_driving.sparse4d.facts import Sparse4DFacts
+from mm2onnx_driving.common.instance_graphs import (
+    KEPT_PLACES,
+    KEPT_SCORES,
+    VALUES,
+    camera_steps,
+    spread_anchors,
+)
+from mm2onnx_driving.common.runtime.instances import InstanceBoxes
 from mm2onnx_driving.sparse4d.graphs import graphs
-from mm2onnx_driving.sparse4d.model.version import check_version
+from mm2onnx_driving.sparse4d.model import check_version
 from mm2onnx_driving.sparse4d.reference import Sparse4DReference
-from mm2onnx_driving.sparse4d.runtime import FORM, PREDICTIONS, Sparse4DOnnx
+from mm2onnx_driving.sparse4d.runtime import FORM, PREDICTIONS, Sparse4DFacts, Sparse4DOnnx
 from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import samples

@@ -16,14 +16,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mm2onnx_driving.common.runtime.instance_boxes import CENTRE, COLUMNS, COSINE, SINE, VELOCITY
-from mm2onnx_driving.common.runtime.instance_stream import gap_s, is_near, time_interval
+from mm2onnx_driving.common.runtime.instances import (
+    CENTRE,
+    COLUMNS,
+    COSINE,
+    SINE,
+    VELOCITY,
+    gap_s,
+    is_near,
+    time_interval,
+)
 from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import exact_sigmoid, relative_motion
 
 if TYPE_CHECKING:
-    from mm2onnx_driving.sparse4d.facts import Sparse4DFacts
+    from mm2onnx_driving.sparse4d.runtime import Sparse4DFacts
 
 NO_ID = -1
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mm2onnx_driving.common.camera_reference import array
 from mm2onnx_driving.common.instance_reference import InstanceReference, first_refinement, first_scores
-from mm2onnx_driving.common.runtime.instance_boxes import InstanceBoxes
+from mm2onnx_driving.common.runtime.instances import InstanceBoxes
 from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 

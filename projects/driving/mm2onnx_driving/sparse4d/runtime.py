@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mm2onnx_driving.common.runtime.instance_boxes import COLUMNS, InstanceBoxes, decode
-from mm2onnx_driving.common.runtime.instance_stream import InstanceStream
+from mm2onnx_driving.common.runtime.instances import COLUMNS, InstanceBoxes, InstanceStream, decode
 from mm2onnx_driving.sparse4d import memory as bank
 from mm2onnx_driving.sparse4d.memory import TemporalInputs
 from mmdeploy_ext.runtime.frames import Frame, StreamState
+from mmdeploy_ext.spec.facts import Count, Facts, Fraction, Positive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mmdeploy_ext.spec.metadata import Metadata
+
+
+# ---- facts that the files keep
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparse4DFacts(Facts):
+    """Facts of a Sparse4D.
+
+    Attributes:
+        max_num: most boxes of a frame.
+        score_threshold: least class score, without centerness, of a box and of a new id; None: no limit.
+        num_instances, num_temp: instances of a frame, and instances that are handed on.
+        confidence_decay: factor of a confidence of the last frame.
+        default_time_interval: seconds; the interval without a last frame, of 0, or above `max_time_interval`.
+        max_time_interval: seconds, in either direction.
+    """
+
+    max_num: Count
+    score_threshold: float | None
+    num_classes: Count
+    num_instances: Count
+    num_temp: Count
+    confidence_decay: Fraction
+    default_time_interval: Positive
+    max_time_interval: Positive
+
+
+# ---- stream
 
 FORM = 'sparse4d'
 PREDICTIONS = ('pred_instance_feature', 'pred_anchor', 'pred_class_score', 'pred_quality_score')

@@ -2,6 +2,26 @@
 
 from mmdeploy_ext.spec.registry import FILM, register_family
 
+MODELS_3D = {
+    'layers': (
+        'HierarchicalPlanningDecoder',
+        'InstanceBank',
+        'InstanceQueue',
+        'MotionPlanningHead',
+        'MotionPlanningRefinementModule',
+        'MultiheadFlashAttention',
+        'Sparse4DHead',
+        'SparseBox3DDecoder',
+        'SparseBox3DMotionDecoder',
+        'SparsePoint3DDecoder',
+        'SparsePoint3DEncoder',
+        'SparsePoint3DKeyPointsGenerator',
+        'SparsePoint3DRefinementModule',
+    ),
+    'model': ('NuScenes3DDataset', 'SparseDrive', 'SparseDriveHead'),
+}
+"""Module -> types; they need mmdet3d."""
+
 register_family(
     'sparsedrive',
     'mm2onnx_driving.sparsedrive.family:SparseDriveFamily',

@@ -1,4 +1,4 @@
-"""SparseDrive: supported configs and models."""
+"""SparseDrive: frames, supported configs and models."""
 
 import contextlib
 import tempfile
@@ -10,10 +10,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from mm2onnx_driving.common.camera_data import InstanceData
 from mm2onnx_driving.common.camera_models import CameraFamily, CameraModels
-from mm2onnx_driving.common.instance_anchors import camera_steps, spread_anchors
-from mm2onnx_driving.common.instance_graphs import KEPT_PLACES, KEPT_SCORES, VALUES
-from mm2onnx_driving.sparsedrive.data import SparseDriveData
+from mm2onnx_driving.common.instance_graphs import (
+    KEPT_PLACES,
+    KEPT_SCORES,
+    VALUES,
+    camera_steps,
+    spread_anchors,
+)
 from mm2onnx_driving.sparsedrive.facts import (
     BOXES,
     LINES,
@@ -25,7 +30,7 @@ from mm2onnx_driving.sparsedrive.facts import (
 )
 from mm2onnx_driving.sparsedrive.graphs import graphs
 from mm2onnx_driving.sparsedrive.reference import SparseDriveReference
-from mm2onnx_driving.sparsedrive.runtime import FILES, SparseDriveOnnx
+from mm2onnx_driving.sparsedrive.runtime import FILES, SparseDriveOnnx, frame_with_command
 from mm2onnx_driving.sparsedrive.upstream import UpstreamReference
 from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.base.errors import ConfigError
@@ -35,6 +40,34 @@ from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.spec.memory import InstanceRows, MemorySpec
 from mmdeploy_ext.spec.tensors import ColumnGroup
+
+# ---- frames, with the driver's command
+
+
+def entries(rng: np.random.Generator) -> dict[str, Any]:
+    """Return an info's entries for SparseDrive's data set."""
+    return dict(
+        map_location='generated',
+        map_annos={},
+        ego_status=rng.uniform(-1, 1, 10),
+        gt_ego_fut_cmd=np.eye(3)[rng.integers(3)],
+        gt_ego_fut_trajs=np.zeros((6, 2)),
+        gt_ego_fut_masks=np.zeros(6),
+        gt_boxes=np.zeros((0, 7)),
+        gt_names=np.zeros(0, str),
+        gt_velocity=np.zeros((0, 2)),
+        num_lidar_pts=np.zeros(0, int),
+    )
+
+
+class SparseDriveData(InstanceData):
+    compared = OUTPUTS[:-3]
+    needed = (*InstanceData.needed, 'command')
+    frame_of = staticmethod(frame_with_command)
+    entries = staticmethod(entries)
+
+
+# ---- family
 
 EXACT = ColumnGroup(rtol=0.0, atol=0.0)
 OF_INSTANCES = dict(

@@ -13,8 +13,8 @@ from mm2onnx_driving.common.instance_graphs import (
 )
 from mm2onnx_driving.layers.sparse_instances.steps import NUMBERS, feature_rows
 from mm2onnx_driving.sparsedrive.facts import MEMORY, OUTPUTS
-from mm2onnx_driving.sparsedrive.model.steps import Moment, ego_feature, run_frame
 from mm2onnx_driving.sparsedrive.runtime import FILES
+from mm2onnx_driving.sparsedrive.steps import Moment, ego_feature, run_frame
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 

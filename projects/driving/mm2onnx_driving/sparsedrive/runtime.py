@@ -1,4 +1,8 @@
-"""SparseDrive as a stream: images, calibration, pose, time and command in, a driving scene out."""
+"""SparseDrive as a stream: images, calibration, pose, time and command in, a driving scene out.
+
+Source: swc-17/SparseDrive ec0225d, models/{detection3d,map,motion}/decoder.py.
+Glossary: A instances, K modes, S steps of a plan.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,148 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mm2onnx_driving.common.runtime.instance_stream import InstanceStream, gap_s, is_near, time_interval
-from mm2onnx_driving.sparsedrive.decoding import scene_of
+from mm2onnx_driving.common.runtime.instances import (
+    CENTRE,
+    COSINE,
+    LOG_SIZE,
+    SINE,
+    InstanceStream,
+    decode,
+    gap_s,
+    is_near,
+    time_interval,
+)
 from mm2onnx_driving.sparsedrive.facts import MEMORY
-from mmdeploy_ext.runtime.driving import DrivingScene, command_of, with_command
-from mmdeploy_ext.runtime.geometry import relative_motion
+from mmdeploy_ext.families.common.runtime.scores import top_rows
+from mmdeploy_ext.runtime.driving import DrivingScene, Plan, Polylines, command_of, with_command
+from mmdeploy_ext.runtime.geometry import exact_sigmoid, relative_motion
 from mmdeploy_ext.runtime.streams import frame_of_rig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mm2onnx_driving.sparsedrive.facts import SparseDriveFacts
     from mmdeploy_ext.runtime.frames import Frame, StreamState
     from mmdeploy_ext.runtime.infos import RigFrame
     from mmdeploy_ext.spec.metadata import Metadata
+
+
+# ---- outputs to a driving scene; colliding plans lose their score
+
+
+EGO_SIZE_M = (1.1 * 4.08, 1.1 * 1.73)
+"""Length and width of the car, enlarged by a tenth."""
+EGO_SHIFT_M, YAW_ROW = 0.5, 6
+"""Intended: LiDAR to the car's centre, along its heading; see `collisions`."""
+SURE = 0.5
+"""Least confidence of an agent that a plan avoids."""
+STANDING_M = 0.5
+"""Agents and plans that move less keep their heading."""
+COLLISION = -999.0
+"""Added to a colliding plan's logit, unless all collide."""
+
+
+def scene_of(facts: SparseDriveFacts, outputs: Mapping[str, np.ndarray]) -> DrivingScene:
+    anchor, logits, quality = (
+        outputs[name] for name in ('pred_anchor', 'pred_class_score', 'pred_quality_score')
+    )
+    boxes = decode(logits, anchor, quality, facts, np.arange(logits.shape[1])[None])
+    rows, ids = boxes.ids, outputs.get('instance_id')
+    steps = outputs['motion_steps'][0].reshape(len(anchor[0]), -1, facts.motion_steps, 2)
+    ways = steps[rows].cumsum(2) + boxes.boxes[:, None, None, :2]
+    lines = lines_of(facts, outputs['map_points'][0], outputs['map_scores'][0])
+    plan = plan_of(facts, outputs, steps)
+    return DrivingScene(
+        boxes.boxes,
+        boxes.scores,
+        boxes.labels,
+        None if ids is None else ids[0, rows],
+        ways.astype(np.float32),
+        exact_sigmoid(outputs['motion_scores'][0, rows]),
+        *(lines.points, lines.scores, lines.labels),
+        *(plan.points, plan.scores, np.array([plan.mode]), plan.final),
+    )
+
+
+def lines_of(facts: SparseDriveFacts, points: np.ndarray, logits: np.ndarray) -> Polylines:
+    """Return lines, best first, of points (n, P * 2) and logits (n, classes)."""
+    scores = exact_sigmoid(logits).ravel()
+    best = top_rows(scores, len(points))
+    lines = points[best // logits.shape[1]].reshape(len(best), facts.line_points, 2)
+    return Polylines(lines, scores[best], best % logits.shape[1])
+
+
+def plan_of(facts: SparseDriveFacts, outputs: Mapping[str, np.ndarray], steps: np.ndarray) -> Plan:
+    """Return the plan of the command; `steps` (A, K, T, 2) are the agents'."""
+    scores = outputs['plan_scores'][0].astype(np.float32)
+    points = outputs['plan_steps'][0].reshape(len(scores), facts.plan_steps, 2).cumsum(1)
+    if facts.use_rescore:
+        modes = outputs['motion_scores'][0].argmax(-1)
+        ways = steps[np.arange(len(steps)), modes, : facts.plan_steps].cumsum(1)
+        is_hit = collisions(points, ways, outputs['pred_anchor'][0], outputs['pred_class_score'][0])
+        scores = scores + np.float32(COLLISION) * (is_hit & ~is_hit.all())
+    mode, points = int(scores.argmax()), points.astype(np.float32)
+    return Plan(points, exact_sigmoid(scores), mode, points[mode])
+
+
+def collisions(plans: np.ndarray, ways: np.ndarray, anchor: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Return (K,) bool of plans (K, S, 2) and agents: ways (A, S, 2), anchors, logits (A, classes).
+
+    As published, the shift to the car's centre is added to two rows of the table of agents, plans and steps,
+    not to two columns, and its seventh row is the yaw: it changes the first plan's first two steps, for the
+    first agent only.
+    """
+    ego_yaws = headings(plans.astype(np.float64), np.full(len(plans), np.pi / 2))
+    sizes = np.broadcast_to(EGO_SIZE_M, plans.shape)
+    ego = np.concatenate([plans, sizes, ego_yaws[..., None]], -1)
+    ego = np.repeat(ego[None], len(anchor), 0)  # (A, K, S, 5)
+    rows = ego.reshape(-1, ego.shape[-1])
+    if len(rows) > YAW_ROW:
+        rows[:2] += EGO_SHIFT_M * np.cos(rows[YAW_ROW]), EGO_SHIFT_M * np.sin(rows[YAW_ROW])
+    sure = exact_sigmoid(logits.max(-1)) >= np.float32(SURE)
+    ego, anchor, ways = ego[sure], anchor[sure].astype(np.float64), ways[sure].astype(np.float64)
+    yaws = headings(ways, np.arctan2(anchor[:, SINE], anchor[:, COSINE]))
+    places = ways + anchor[:, None, CENTRE][..., :2]
+    agent_sizes = np.exp(anchor[:, LOG_SIZE])[:, None, None, :2]
+    ego_boxes = ego[..., :2], ego[..., 4], ego[..., 2:4]
+    agent_boxes = places[:, None], yaws[:, None], agent_sizes
+    hit = has_corner_in(*ego_boxes, *agent_boxes) | has_corner_in(*agent_boxes, *ego_boxes)
+    return hit.any((0, 2))
+
+
+def headings(points: np.ndarray, first_yaw: np.ndarray) -> np.ndarray:
+    """Return yaws (n, S) from point to point of ways (n, S, 2) that start at the origin."""
+    whole = np.concatenate([np.zeros((len(points), 1, 2)), points], 1)
+    after = np.concatenate([whole[:, 2:], whole[:, -1:]], 1)
+    along = after - whole[:, :-1]
+    yaws = np.arctan2(along[..., 1], along[..., 0])
+    is_standing = np.linalg.norm(points[:, -1], axis=-1) < STANDING_M
+    return np.where(is_standing[:, None], first_yaw[:, None], yaws)
+
+
+def has_corner_in(
+    place: np.ndarray,
+    yaw: np.ndarray,
+    size: np.ndarray,
+    other: np.ndarray,
+    other_yaw: np.ndarray,
+    other_size: np.ndarray,
+) -> np.ndarray:
+    """Return whether a corner of the other box is in the box; places (..., 2), yaws (...), sizes (..., 2)."""
+    signs = np.array([[-1, -1], [-1, 1], [1, 1], [1, -1]]) / 2
+    corner = turned(signs * other_size[..., None, :], (other_yaw - yaw)[..., None])
+    corner = corner + turned(other - place, -yaw)[..., None, :]
+    return (np.abs(corner) <= size[..., None, :] / 2).all(-1).any(-1)
+
+
+def turned(points: np.ndarray, yaw: np.ndarray) -> np.ndarray:
+    sine, cosine = np.sin(yaw), np.cos(yaw)
+    return np.stack(
+        [points[..., 0] * cosine - points[..., 1] * sine, points[..., 0] * sine + points[..., 1] * cosine], -1
+    )
+
+
+# ---- stream
 
 FEATURES, FIRST, NEXT = FILES = ('sparsedrive_features', 'sparsedrive_first', 'sparsedrive_next')
 

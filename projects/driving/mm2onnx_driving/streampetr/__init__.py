@@ -4,6 +4,19 @@ from mmdeploy_ext.families.common.options import LAYERS
 from mmdeploy_ext.spec.options import own_contract
 from mmdeploy_ext.spec.registry import FILM, register_family
 
+MODELS_3D = {
+    'model.detector': ('Petr3D', 'Petr3DONNX', 'Petr3DPTH'),
+    'model.head': (
+        'FocalHead',
+        'NMSFreeCoder',
+        'StreamPETRHead',
+        'StreamPETRHeadONNX',
+        'StreamPETRHeadPTH',
+    ),
+    'model.head_layers': ('PETRTemporalDecoderLayer', 'PETRTemporalTransformer'),
+}
+"""Module -> types; they need mmdet3d."""
+
 register_family(
     'streampetr',
     'mm2onnx_driving.streampetr.family:StreamPetrFamily',
@@ -11,7 +24,7 @@ register_family(
         own_contract('deploy', 'three graphs, state in the last LiDAR frame'),
         LAYERS,
     ),
-    facts='mm2onnx_driving.streampetr.facts:StreamPetrFacts',
+    facts='mm2onnx_driving.streampetr.runtime:StreamPetrFacts',
     runtime='mm2onnx_driving.streampetr.runtime',
     library='mmdet3d',
     claims=('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX'),

@@ -1,23 +1,77 @@
-"""StreamPETR: supported configs and models."""
+"""StreamPETR: frames, their dumps with the deployment fork's names, supported configs and models."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
+from mm2onnx_driving.common.camera_data import CameraData
 from mm2onnx_driving.common.camera_models import CameraFamily, CameraModels
 from mm2onnx_driving.common.runtime.query_boxes import PREDICTIONS
-from mm2onnx_driving.streampetr.data import StreamPetrData
-from mm2onnx_driving.streampetr.facts import StreamPetrFacts
 from mm2onnx_driving.streampetr.graphs import graphs
-from mm2onnx_driving.streampetr.model.live import HEAD_METHODS, check_parts
+from mm2onnx_driving.streampetr.model.live import HEAD_METHODS, check_parts, steps_of
 from mm2onnx_driving.streampetr.reference import StreamPetrReference
-from mm2onnx_driving.streampetr.runtime import GRAPHS, StreamPetrOnnx
-from mmdeploy_ext.base.errors import ConfigError
+from mm2onnx_driving.streampetr.runtime import GRAPHS, StreamPetrFacts, StreamPetrOnnx
+from mmdeploy_ext.base.errors import ConfigError, DataError
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.families.synthetic.info_files import generated_dataset
 from mmdeploy_ext.spec.memory import MemorySpec
 from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.preparation import MultiViewRule
 from mmdeploy_ext.spec.tensors import ColumnGroup
+
+# ---- dump of a frame; source: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py and its manual
+
+
+DUMP_SUFFIXES = {'out_': '_pth', 'post_mem_': '_pth', 'all_': '_pth'}
+"""Prefix of a tensor's name -> suffix of the fork's file name."""
+INPUTS = ('img', 'img2lidar', 'intrinsic', 'timestamp', 'ego_pose', 'ego_pose_inv', 'prev_exists')
+CALIBRATION = ('lidar2img', 'intrinsics')
+"""Matrices per camera, from which a frame is read back."""
+MEMORY = ('embedding', 'timestamp', 'egopose', 'ref_point', 'velo')
+DUMP_NAMES = (
+    *INPUTS, *CALIBRATION, 'coords', 'query_pos', 'tgt', *(f'out_mem_{name}' for name in MEMORY),
+    'out_outs_dec', *(f'post_mem_{name}' for name in MEMORY), 'all_cls_scores', 'all_bbox_preds',
+)  # fmt: skip
+"""Tensors that a dump has."""
+
+
+def dump_tensors(model: nn.Module, taps: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Return the dump of one frame: taps, and constants of the weights."""
+    with torch.no_grad():
+        tgt, query_pos, _ = steps_of(model.pts_bbox_head).learned_queries()
+    tensors = dict(tgt=tgt, query_pos=query_pos) | dict(taps)
+    missing = [name for name in DUMP_NAMES if name not in tensors]
+    if missing:
+        raise DataError(f'dump: the model returned no {", ".join(missing)}; dump with the PyTorch model')
+    arrays = {name: tensors[name].detach().cpu().numpy() for name in DUMP_NAMES}
+    # the fork's images have no batch axis, and its times in the memory are float64
+    arrays['img'] = arrays['img'].reshape(arrays['img'].shape[-4:])
+    for name in ('timestamp', 'out_mem_timestamp', 'post_mem_timestamp'):
+        arrays[name] = arrays[name].astype(np.float64)
+    return arrays
+
+
+# ---- frames
+
+
+class StreamPetrData(CameraData):
+    needed = ('intrinsics', 'ego_pose', 'timestamp_s', 'scene_token')
+    dump_suffixes, dump_names = DUMP_SUFFIXES, DUMP_NAMES
+
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        default = dict(type='CustomNuScenesDataset', collect_keys=[])  # these are collected to train a model
+        return generated_dataset(folder, cfg, default, views=rule)
+
+    def dump_tensors(self, model: nn.Module, taps: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        return dump_tensors(model, taps)
+
+
+# ---- family
 
 TOLERANCES = {
     'embedding': ColumnGroup(rtol=0.0, atol=5e-4),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mm2onnx_driving.common.traced_inputs import with_examples
+from mm2onnx_driving.common.camera_graphs import with_examples
 from mm2onnx_driving.streampetr import spec
 from mm2onnx_driving.streampetr.model.live import steps_of
 from mm2onnx_driving.streampetr.model.memory import Memory

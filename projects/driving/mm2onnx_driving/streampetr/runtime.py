@@ -5,17 +5,20 @@ Glossary: N cameras, L decoder layers in the outputs, Q queries, K classes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
 from mm2onnx_driving.common.runtime import query_boxes
+from mm2onnx_driving.common.runtime.query_boxes import QueryBoxFacts
 from mm2onnx_driving.streampetr.memory import FIELDS
 from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.runtime.streams import StreamRuntime
+from mmdeploy_ext.spec.facts import Bounds, Count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +26,19 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.streams import Held
     from mmdeploy_ext.spec.metadata import Metadata
+
+
+# ---- facts that the files keep
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamPetrFacts(QueryBoxFacts):
+    memory_len: Count
+    topk_proposals: Count
+    num_propagated: Annotated[int, Bounds(0, 100_000)]
+
+
+# ---- stream
 
 BACKBONE, EMBEDDING, HEAD = GRAPHS = ('extract_img_feat', 'position_embedding', 'pts_head_memory')
 MAX_GAP_S = 2.0

@@ -4,6 +4,18 @@ from mmdeploy_ext.families.common.options import GRID_SAMPLE
 from mmdeploy_ext.spec.options import own_contract
 from mmdeploy_ext.spec.registry import FILM, register_family
 
+MODELS_3D = {
+    'model': (
+        'CustomTransformerDecoder',
+        'MapDetectionTransformerDecoder',
+        'VAD',
+        'VADCustomNuScenesDataset',
+        'VADHead',
+        'VADPerceptionTransformer',
+    ),
+}
+"""Module -> types; they need mmdet3d."""
+
 register_family(
     'vad',
     'mm2onnx_driving.vad.family:VadFamily',

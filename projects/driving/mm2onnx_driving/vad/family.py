@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from mm2onnx_driving.common.bev_data import BevData, can_bus_entry
 from mm2onnx_driving.common.bev_models import MEMORY, SETTINGS, BevFamily, check_memory
+from mm2onnx_driving.common.camera_data import BevData, can_bus_entry
 from mm2onnx_driving.common.camera_models import CameraModels
 from mm2onnx_driving.common.runtime.query_boxes import PREDICTIONS
 from mm2onnx_driving.vad.graphs import graphs

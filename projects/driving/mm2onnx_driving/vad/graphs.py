@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mm2onnx_driving.common.bev_graphs import BevFrame, frame_spec, with_sampling
 from mm2onnx_driving.common.camera_graphs import camera_graphs
-from mm2onnx_driving.vad.model.steps import OUTPUTS, predict
 from mm2onnx_driving.vad.runtime import FORM
+from mm2onnx_driving.vad.steps import OUTPUTS, predict
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 

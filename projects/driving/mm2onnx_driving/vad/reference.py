@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mm2onnx_driving.common.bev_reference import BevReference
 from mm2onnx_driving.common.camera_reference import array
-from mm2onnx_driving.vad.model.steps import bounds_of
 from mm2onnx_driving.vad.runtime import OUTPUTS
+from mm2onnx_driving.vad.steps import bounds_of
 from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.runtime.driving import DrivingScene, command_of
 from mmdeploy_ext.runtime.frames import Frame, StepResult

@@ -24,14 +24,13 @@ from mm2onnx_driving.autoware.check import read_manifest
 from mm2onnx_driving.autoware.nodes import BEVDET
 from mm2onnx_driving.bevdet.runtime import BevDetOnnx, cell_motion, warp
 from mm2onnx_driving.bevdet.targets.autoware_export import BevDetFiles
-from mm2onnx_driving.bevdet.targets.bevdet_plugins.cpp_export import CppFiles, align, prepare
-from mm2onnx_driving.bevdet.targets.bevdet_plugins.cpp_loop import (
+from mm2onnx_driving.bevdet.targets.bevdet_plugins import (
     camera_vectors,
     grey_levels,
     normalised,
     picture_places,
 )
-from mm2onnx_driving.bevdet.targets.bevdet_plugins.export import PoolFiles
+from mm2onnx_driving.bevdet.targets.bevdet_plugins_export import CppFiles, PoolFiles, align, prepare
 from mm2onnx_driving.common.lift_graphs import view_axes
 from mm2onnx_driving.common.runtime.lift_splat import border_points, frustum_places, rig_in_key_ego
 from mm2onnx_driving.plugins import bevdet_kernels as kernels

@@ -19,9 +19,9 @@ from mm2onnx_driving.layers.bev_view.grid import (
     rotate_view,
     rotated_cells,
 )
-from mm2onnx_driving.layers.bev_view.motion import last_view
 from mm2onnx_driving.layers.bev_view.steps import LastView, encode_view
-from mm2onnx_driving.layers.datasets.bev_dataset import motion_of_car
+from mm2onnx_driving.layers.bev_view.transformer import last_view
+from mm2onnx_driving.layers.datasets.nuscenes_dataset import motion_of_car
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.taps import collect_taps
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift, motion_since

@@ -7,7 +7,7 @@ import torch
 from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
 import bevformer_golden as golden
-from mm2onnx_driving.bevformer.targets.tensorrt_plugins import operators
+from mm2onnx_driving.bevformer.targets import tensorrt_operators as operators
 from mm2onnx_driving.plugins import kernels
 from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.runtime.bev_motion import rotation_ties

@@ -44,7 +44,7 @@ def test_a_point_on_a_border_is_in_one_cell_whatever_the_rounding(noise):
     import torch
 
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mm2onnx_driving.bevfusion.model.rig import cells_of
+    from mm2onnx_driving.bevfusion.model.view_transform import cells_of
 
     step = np.float32(VIEW.step)
     corner = np.float32(VIEW.centre) - step / np.float32(2)

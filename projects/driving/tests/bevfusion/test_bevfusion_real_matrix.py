@@ -8,7 +8,7 @@ import torch
 
 import bevfusion_golden
 import toy_bevfusion
-from mm2onnx_driving.bevfusion.runtime.frames import frame_of_rig
+from mm2onnx_driving.bevfusion.runtime import frame_of_rig
 from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.runtime.infos import RigFrame

@@ -9,7 +9,7 @@ import torch
 
 import toy_bevfusion
 from mm2onnx_driving.bevfusion.model.neck import GeneralizedLSSFPN
-from mm2onnx_driving.bevfusion.runtime.model import OPENS
+from mm2onnx_driving.bevfusion.runtime import OPENS
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.families.base import find_family

@@ -15,8 +15,7 @@ from mmdet3d.models import build_backbone, build_head, build_neck
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import petr_golden as golden
-from mm2onnx_driving.petr.model.positions import image_to_lidar, ray_codes, token_corners
-from mm2onnx_driving.petr.model.steps import depths_of, padding_mask
+from mm2onnx_driving.petr.steps import depths_of, image_to_lidar, padding_mask, ray_codes, token_corners
 from mmdeploy_ext.base.taps import collect_taps
 from mmdeploy_ext.upstream.models.catalogue import register_named
 from projects.configs.petr_model import R50_DCN, VOVNET_99

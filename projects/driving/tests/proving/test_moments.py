@@ -13,7 +13,7 @@ from mmdet3d.datasets.builder import DATASETS as DATASETS_3D
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from marking import in_suite
 from mm2onnx_driving.common import camera_data
-from mm2onnx_driving.layers.datasets.bev_dataset import BevNuScenesDataset
+from mm2onnx_driving.layers.datasets.nuscenes_dataset import BevNuScenesDataset
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import upstream_goldens
-from mm2onnx_driving.common.runtime.instance_boxes import (
+from mm2onnx_driving.common.runtime.instances import (
     COSINE,
     SINE,
     VELOCITY,
@@ -15,9 +15,9 @@ from mm2onnx_driving.common.runtime.instance_boxes import (
     decode,
 )
 from mm2onnx_driving.sparse4d import memory as functions
-from mm2onnx_driving.sparse4d.facts import Sparse4DFacts
 from mm2onnx_driving.sparse4d.family import Sparse4DFamily
 from mm2onnx_driving.sparse4d.memory import NO_ID, project_anchors
+from mm2onnx_driving.sparse4d.runtime import Sparse4DFacts
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import relative_motion
 

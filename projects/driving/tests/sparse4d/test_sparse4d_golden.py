@@ -16,7 +16,7 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import sparse4d_golden as golden
 from dev.seeded.sparse4d import sparse4d_weights
 from mm2onnx_driving.layers.sparse_instances import steps
-from mm2onnx_driving.layers.sparse_instances.aggregation import Features
+from mm2onnx_driving.layers.sparse_instances.blocks import Features
 from mm2onnx_driving.layers.sparse_instances.steps import CENTRE
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.taps import collect_taps

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mm2onnx_driving.sparsedrive import decoding
+from mm2onnx_driving.sparsedrive import runtime
 from mm2onnx_driving.sparsedrive.family import SparseDriveFamily
-from mm2onnx_driving.sparsedrive.model.decoder import decoded
+from mm2onnx_driving.sparsedrive.model import decoded
 from mm2onnx_driving.sparsedrive.reference import SparseDriveReference, colliding
 from mm2onnx_driving.sparsedrive.runtime import SparseDriveOnnx
 from mmdeploy_ext.base.config import load_config
@@ -157,7 +157,7 @@ PLANS = {
 
 @pytest.mark.parametrize('fault', PLANS)
 def test_a_wrong_plan_is_not_proven(row_of_live, fault):
-    with replaced('mm2onnx_driving.sparsedrive.decoding:plan_of', PLANS[fault]):
+    with replaced('mm2onnx_driving.sparsedrive.runtime:plan_of', PLANS[fault]):
         assert not row_of_live().passed
 
 
@@ -173,7 +173,7 @@ def test_the_plan_that_the_users_planner_chooses_is_compared(row_of_live, wrong)
         return decoded
 
     assert row_of_live().passed
-    with replaced('mm2onnx_driving.sparsedrive.model.detector:decoded', chosen):
+    with replaced('mm2onnx_driving.sparsedrive.model:decoded', chosen):
         assert not row_of_live().passed
 
 
@@ -209,7 +209,7 @@ def test_both_writings_of_the_decoder_are_equal_with_plans_that_collide(plans, s
     reference.command = 1
     for seed in range(20):
         outputs = random_outputs(seed, plans, steps)
-        scene = decoding.scene_of(facts, outputs)
+        scene = runtime.scene_of(facts, outputs)
         tensors = {name: torch.from_numpy(values) for name, values in outputs.items()}
         expected = reference.results([dict(img_bbox=decoded(head, tensors, 1))])
         row = driving.match_detections('a', expected, scene, **driving.ONE_TO_ONE)
@@ -222,7 +222,7 @@ def test_both_writings_of_the_decoder_are_equal_with_plans_that_collide(plans, s
 def test_outputs_with_a_colliding_best_plan_are_made(seed):
     changed = colliding(random_outputs(seed))
     facts = SimpleNamespace(plan_steps=6, use_rescore=True)
-    found = decoding.plan_of(facts, changed, changed['motion_steps'][0].reshape(12, 3, 12, 2))
+    found = runtime.plan_of(facts, changed, changed['motion_steps'][0].reshape(12, 3, 12, 2))
     assert found.mode != changed['plan_scores'].argmax() and (found.scores < 1e-6).sum() == 1
     assert colliding(random_outputs(seed, plans=1)) is None
 
@@ -234,8 +234,8 @@ def test_plans_that_collide_lose_their_score():
     anchor = np.float32([[0, 6, 0, np.log(4), np.log(2), 0, 1, 0, 0, 0, 0]])
     standing = np.zeros((1, 6, 2))
     sure, unsure = np.float32([[1.0]]), np.float32([[-1.0]])
-    assert decoding.collisions(plans, standing, anchor, sure).tolist() == [False, True, False]
-    assert not decoding.collisions(plans, standing, anchor, unsure).any()
+    assert runtime.collisions(plans, standing, anchor, sure).tolist() == [False, True, False]
+    assert not runtime.collisions(plans, standing, anchor, unsure).any()
 
 
 def test_a_frame_without_a_command_is_refused(detector):

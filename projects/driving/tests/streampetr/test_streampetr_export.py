@@ -13,7 +13,7 @@ import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mm2onnx_driving.streampetr.memory import to_local
 from mm2onnx_driving.streampetr.runtime import StreamPetrOnnx
-from mm2onnx_driving.streampetr.targets.streampetr_fork.loop import ForkOnnx
+from mm2onnx_driving.streampetr.targets.streampetr_fork import ForkOnnx
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.detector_files import export_files

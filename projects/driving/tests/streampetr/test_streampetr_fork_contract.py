@@ -14,7 +14,7 @@ import toy_streampetr_export as exported
 from eager_files import eager_row
 from marking import in_suite
 from mm2onnx_driving.streampetr import spec
-from mm2onnx_driving.streampetr.targets.streampetr_fork.export import fork_spec
+from mm2onnx_driving.streampetr.targets.streampetr_fork_export import fork_spec
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.contracts import contract_of

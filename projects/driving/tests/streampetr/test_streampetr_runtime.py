@@ -14,7 +14,7 @@ import toy_streampetr_deploy as deployed
 import toy_streampetr_export as toy
 from mm2onnx_driving.streampetr.memory import to_local
 from mm2onnx_driving.streampetr.runtime import StreamPetrOnnx
-from mm2onnx_driving.streampetr.targets.streampetr_fork.loop import ForkOnnx
+from mm2onnx_driving.streampetr.targets.streampetr_fork import ForkOnnx
 from mmdeploy_ext.base.errors import DataError, InferenceError, ModelFileError, ShapeError
 from mmdeploy_ext.runtime.geometry import invert_pose
 from toy_streampetr import HEIGHT, WIDTH

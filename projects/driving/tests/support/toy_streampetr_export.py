@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import toy_streampetr as toy
-from mm2onnx_driving.streampetr.facts import StreamPetrFacts
+from mm2onnx_driving.streampetr.runtime import StreamPetrFacts
 from mmdeploy_ext.runtime.frames import Frame
 
 if TYPE_CHECKING:

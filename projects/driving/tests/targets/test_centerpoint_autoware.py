@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 import toy_centerpoint
-from mm2onnx_driving.autoware import boxes, pillars
+from mm2onnx_driving.autoware import boxes, centerpoint
 from mm2onnx_driving.autoware.centerpoint import GRAPHS, AutowareCenterPoint
 from mm2onnx_driving.autoware.settings import read_settings
 from mmdeploy_ext.base.config import load_config
@@ -158,7 +158,7 @@ def test_a_crowded_sweep_has_the_same_pillars_in_the_node_and_in_mmdet3d(toy):
     points = crowded_points(rule)
     voxels, _, cells = inputs.pillars(points, rule)
     assert len(voxels) == settings.max_voxel_size
-    features, found = pillars.decorated(points, settings)
+    features, found = centerpoint.decorated(points, settings)
     order, own = np.lexsort((cells[:, 3], cells[:, 2])), np.lexsort((found[:, 1], found[:, 0]))
     assert np.array_equal(features[own, :, : settings.point_feature_size], voxels[order])
     assert np.array_equal(found[own], cells[order, 2:])

@@ -8,8 +8,8 @@ import yaml
 
 from eager_files import eager_row
 from mm2onnx_driving.autoware.check import read_manifest, sizes_of
+from mm2onnx_driving.autoware.contract import published
 from mm2onnx_driving.autoware.nodes import BEVDET, BEVFORMER, CENTERPOINT, VAD
-from mm2onnx_driving.autoware.words import published
 from mm2onnx_driving.folder_rules import expected_shape
 from mm2onnx_driving.vad.family import VadFamily
 from mm2onnx_driving.vad.targets.autoware_export import VadFiles

@@ -13,9 +13,9 @@ from marking import in_suite
 from mm2onnx_driving.common.runtime import bev_frames
 from mm2onnx_driving.vad import reference
 from mm2onnx_driving.vad.family import VadFamily
-from mm2onnx_driving.vad.model.head import LineEncoder
-from mm2onnx_driving.vad.model.steps import bounds_of
+from mm2onnx_driving.vad.model import LineEncoder
 from mm2onnx_driving.vad.runtime import VadOnnx
+from mm2onnx_driving.vad.steps import bounds_of
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families import detector as detectors

@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts
+from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts, published
 from mm2onnx_driving.autoware.nodes import BEVDET, BEVDET_CAMERAS
-from mm2onnx_driving.autoware.words import published
-from mm2onnx_driving.bevdet.targets.bevdet_plugins.cpp_export import NOTES, SETTINGS, CppFiles
+from mm2onnx_driving.bevdet.targets.bevdet_plugins_export import NOTES, SETTINGS, CppFiles
 from mmdeploy_ext.base.errors import ConfigError
 
 SCORE_THRESHOLD = 0.2

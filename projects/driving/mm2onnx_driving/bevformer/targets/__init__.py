@@ -14,8 +14,8 @@ register_contract(
 register_contract(
     'bevformer',
     'trt-plugin',
-    'mm2onnx_driving.bevformer.targets.tensorrt_plugins.export:PluginFiles',
-    'mm2onnx_driving.bevformer.targets.tensorrt_plugins.loop:PluginOnnx',
+    'mm2onnx_driving.bevformer.targets.tensorrt_plugins_export:PluginFiles',
+    'mm2onnx_driving.bevformer.targets.tensorrt_plugins:PluginOnnx',
     help="the graph of BEVFormer's TensorRT deployments, with their plug-ins",
     fixes=dict(precision='fp32', grid_sample='operator'),
 )

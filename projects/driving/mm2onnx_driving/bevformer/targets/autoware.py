@@ -27,7 +27,7 @@ import numpy as np
 
 from mm2onnx_driving.autoware.nodes import BEVFORMER
 from mm2onnx_driving.bevformer.runtime import BevFormerOnnx
-from mm2onnx_driving.bevformer.targets.tensorrt_plugins.loop import PluginOnnx
+from mm2onnx_driving.bevformer.targets.tensorrt_plugins import PluginOnnx
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG
 
 if TYPE_CHECKING:

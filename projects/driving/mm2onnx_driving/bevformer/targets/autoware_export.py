@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts
+from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts, published
 from mm2onnx_driving.autoware.nodes import BEVFORMER, CAMERAS
-from mm2onnx_driving.autoware.words import published
-from mm2onnx_driving.bevformer.graphs import spec
+from mm2onnx_driving.bevformer.family import spec
 from mm2onnx_driving.bevformer.targets.autoware import AutowareBevFormer
-from mm2onnx_driving.bevformer.targets.tensorrt_plugins.export import (
+from mm2onnx_driving.bevformer.targets.tensorrt_plugins_export import (
     DeployedFrame,
     deployed_spec,
     predictions,

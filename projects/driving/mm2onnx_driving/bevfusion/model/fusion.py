@@ -20,8 +20,7 @@ from mmdet3d.models.builder import (
 )
 from torch import Tensor, nn
 
-from mm2onnx_driving.bevfusion.model.rig import Rig, read_rig
-from mm2onnx_driving.bevfusion.model.view_transform import build_view_transform
+from mm2onnx_driving.bevfusion.model.view_transform import Rig, build_view_transform, read_rig
 from mmdeploy_ext.base.errors import ConfigError, DataError, ShapeError
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 from mmdeploy_ext.upstream.models.sparse_backbone.model import LidarBackbone

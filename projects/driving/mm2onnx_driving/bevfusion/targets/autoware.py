@@ -19,8 +19,7 @@ import numpy as np
 
 from mm2onnx_driving.autoware.nodes import BEVFUSION_LIDAR
 from mm2onnx_driving.bevfusion.facts import Coder
-from mm2onnx_driving.bevfusion.runtime.boxes import filter_boxes, suppress
-from mm2onnx_driving.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
+from mm2onnx_driving.bevfusion.runtime import FAMILY, FusionRuntime, checked_inputs, filter_boxes, suppress
 from mmdeploy_ext.base.errors import EngineError, ModelFileError
 from mmdeploy_ext.runtime.exported import check_finite, files_by_name
 from mmdeploy_ext.runtime.frames import FusedFrame, StepResult

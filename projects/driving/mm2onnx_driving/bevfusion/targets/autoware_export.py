@@ -15,9 +15,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts
+from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts, published
 from mm2onnx_driving.autoware.nodes import BEVFUSION_LIDAR
-from mm2onnx_driving.autoware.words import published
 from mm2onnx_driving.bevfusion.reference import BEVFusionReference, predictions_of
 from mm2onnx_driving.bevfusion.targets.autoware import BEV, LIDAR, AutowareBEVFusion
 from mm2onnx_driving.bevfusion.targets.cuda_bevfusion.export import check_head

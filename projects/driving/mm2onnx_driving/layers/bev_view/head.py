@@ -15,8 +15,8 @@ from mmcv.runner.base_module import BaseModule
 from mmdet.models.utils import build_transformer
 from torch import Tensor, nn
 
-from mm2onnx_driving.layers.bev_view.motion import last_view
 from mm2onnx_driving.layers.bev_view.steps import encode_view
+from mm2onnx_driving.layers.bev_view.transformer import last_view
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.upstream.models.conditional_detr import QueryBoxCoder, box_branch, class_branch
 

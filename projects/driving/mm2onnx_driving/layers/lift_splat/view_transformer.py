@@ -17,10 +17,21 @@ from mmdet.models import NECKS
 from torch import Tensor, nn
 
 from mm2onnx_driving.layers.lift_splat.depth_net import DepthNet
-from mm2onnx_driving.layers.matrices import inverse
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 from mmdeploy_ext.upstream.operators.cells import sum_in_order
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """Return the inverse (..., 3, 3) by cofactors, in operators of every engine."""
+    first, second, third = matrix.unbind(-2)
+    columns = _cross(second, third), _cross(third, first), _cross(first, second)
+    determinant = (first * columns[0]).sum(-1)[..., None, None]
+    return torch.stack(columns, -1) / determinant
+
+
+def _cross(left: Tensor, right: Tensor) -> Tensor:
+    return left.roll(-1, -1) * right.roll(-2, -1) - left.roll(-2, -1) * right.roll(-1, -1)
 
 
 def frustum_points(

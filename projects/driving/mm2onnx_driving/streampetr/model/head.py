@@ -1,14 +1,21 @@
-"""StreamPETR's head for eager runs, with its state; layers: `head_layers.py`, frame: `steps.py`.
+"""StreamPETR's head for eager runs, with its state, the coder, and the 2D auxiliary head, for training alone.
 
-Source: exiawsh/StreamPETR 95f6470, models/dense_heads/streampetr_head.py.
+Layers: `head_layers.py`, frame: `steps.py`. The coder differs from upstream: ranges are unchanged, and a
+request for too many boxes gives all of them.
+
+Source: exiawsh/StreamPETR 95f6470, models/dense_heads/{streampetr_head,focal_head}.py (the latter after
+Focal-PETR, Wang et al., 2022), core/bbox/coders/nms_free_coder.py and core/bbox/util.py.
 Glossary: B batch, N cameras, C channels, h, w feature map, L decoder layers, Q queries, K classes, n boxes.
 """
 
 from typing import Any
 
 import torch
+from mmcv.runner import BaseModule
+from mmdet.core.bbox import BaseBBoxCoder
+from mmdet.core.bbox.builder import BBOX_CODERS
 from mmdet.models import HEADS
-from torch import Tensor
+from torch import Tensor, nn
 
 from mm2onnx_driving.streampetr.model import memory as temporal
 from mm2onnx_driving.streampetr.model.head_layers import HeadLayers
@@ -17,6 +24,68 @@ from mm2onnx_driving.streampetr.model.steps import FrameSteps, tap_memory
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+from mmdeploy_ext.upstream.models.conditional_detr import QueryBoxCoder
+
+# ---- coder: logits and box codes to boxes, without NMS
+
+
+def denormalize_bbox(normalized: Tensor, pc_range: list[float] | Tensor | None = None) -> Tensor:
+    """Return the boxes (..., 9 or 7) of predictions (..., 10 or 8).
+
+    Boxes are the centre x, y, z and three sizes, metres, yaw, radians, and velocity, m/s; predictions x, y,
+    z, log sizes in the same order, sin yaw, cos yaw, velocity.
+    """
+    yaw = torch.atan2(normalized[..., 6:7], normalized[..., 7:8])
+    return torch.cat([normalized[..., :3], normalized[..., 3:6].exp(), yaw, normalized[..., 8:10]], dim=-1)
+
+
+@registered_if_named(BBOX_CODERS)
+class NMSFreeCoder(QueryBoxCoder, BaseBBoxCoder):
+    """The best (query, class) pairs as boxes, see `QueryBoxCoder`; codes as in `denormalize_bbox`."""
+
+    def passing(self, scores: Tensor) -> Tensor:
+        return scores >= (self.score_threshold or 0.0)
+
+    def boxes_of(self, codes: Tensor) -> Tensor:
+        return denormalize_bbox(codes)
+
+    def encode(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError('NMSFreeCoder only decodes')
+
+    def decode(self, preds_dicts: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Return the `decode_single` of every sample, of the last decoder layer.
+
+        `preds_dicts` has 'all_cls_scores' (L, B, Q, K), logits, and 'all_bbox_preds' (L, B, Q, 10).
+        """
+        last = zip(preds_dicts['all_cls_scores'][-1], preds_dicts['all_bbox_preds'][-1], strict=True)
+        return [self.decode_single(cls_scores, bbox_preds) for cls_scores, bbox_preds in last]
+
+
+# ---- 2D auxiliary head
+
+
+@registered_if_named(HEADS)
+class FocalHead(BaseModule):
+    """2D boxes, centres and classes per token; `in_channels` is a multiple of 32."""
+
+    def __init__(
+        self, num_classes: int, in_channels: int = 256, init_cfg: dict | None = None, **training: Any
+    ) -> None:
+        super().__init__(init_cfg)
+        self.cls = nn.Conv2d(in_channels, num_classes, 1)
+        self.shared_reg = tower(in_channels)
+        self.shared_cls = tower(in_channels)
+        self.centerness = nn.Conv2d(in_channels, 1, 1)
+        self.ltrb = nn.Conv2d(in_channels, 4, 1)
+        self.center2d = nn.Conv2d(in_channels, 2, 1)
+
+
+def tower(channels: int) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, channels, 3, padding=1)
+    return nn.Sequential(convolution, nn.GroupNorm(32, channels), nn.ReLU())
+
+
+# ---- head
 
 
 @registered_if_named(HEADS)

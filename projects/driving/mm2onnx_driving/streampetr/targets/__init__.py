@@ -42,8 +42,8 @@ register_contract(
 register_contract(
     'streampetr',
     'fork',
-    'mm2onnx_driving.streampetr.targets.streampetr_fork.export:ForkFiles',
-    'mm2onnx_driving.streampetr.targets.streampetr_fork.loop:ForkOnnx',
+    'mm2onnx_driving.streampetr.targets.streampetr_fork_export:ForkFiles',
+    'mm2onnx_driving.streampetr.targets.streampetr_fork:ForkOnnx',
     help='the single graph of the StreamPETR deployment fork',
     options=(VERSION, IMG2LIDAR),
 )

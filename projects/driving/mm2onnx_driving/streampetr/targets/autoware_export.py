@@ -12,10 +12,9 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts
+from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts, published
 from mm2onnx_driving.autoware.nodes import STREAMPETR
-from mm2onnx_driving.autoware.words import published
-from mm2onnx_driving.common.traced_inputs import with_examples
+from mm2onnx_driving.common.camera_graphs import with_examples
 from mm2onnx_driving.streampetr import spec
 from mm2onnx_driving.streampetr.graphs import ExtractImgFeat, HeadStep, RigEmbedding
 from mm2onnx_driving.streampetr.memory import FIELDS

@@ -13,16 +13,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts
+from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts, published
 from mm2onnx_driving.autoware.nodes import VAD, VAD_LAYERS
-from mm2onnx_driving.autoware.words import published
 from mm2onnx_driving.common.bev_graphs import with_sampling
 from mm2onnx_driving.common.camera_graphs import camera_graphs, feature_maps, map_shapes
 from mm2onnx_driving.layers.bev_view.grid import rotate_view, rotation_in_graph
 from mm2onnx_driving.layers.bev_view.steps import LastView, encode_view
 from mm2onnx_driving.vad.graphs import further_specs, spec
-from mm2onnx_driving.vad.model.steps import OUTPUTS, predict
 from mm2onnx_driving.vad.runtime import OUTPUTS as PORTABLE
+from mm2onnx_driving.vad.steps import OUTPUTS, predict
 from mm2onnx_driving.vad.targets.autoware import FIRST, NEXT, AutowareVad
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS, YAW_DEG

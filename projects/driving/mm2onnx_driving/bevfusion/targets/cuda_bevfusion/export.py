@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mm2onnx_driving.bevfusion.graphs import transform_of
 from mm2onnx_driving.bevfusion.model.fusion import SENSORS
-from mm2onnx_driving.bevfusion.model.rig import Rig
+from mm2onnx_driving.bevfusion.model.view_transform import Rig
 from mm2onnx_driving.bevfusion.reference import BEVFusionReference, predictions_of
 from mm2onnx_driving.bevfusion.targets.cuda_bevfusion.loop import (
     CELLS,

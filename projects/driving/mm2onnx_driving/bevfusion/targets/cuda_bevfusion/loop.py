@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mm2onnx_driving.bevfusion.facts import Coder
-from mm2onnx_driving.bevfusion.runtime.boxes import filter_boxes, suppress
-from mm2onnx_driving.bevfusion.runtime.frames import FAMILY, FusionRuntime, checked_inputs
+from mm2onnx_driving.bevfusion.runtime import FAMILY, FusionRuntime, checked_inputs, filter_boxes, suppress
 from mm2onnx_driving.bevfusion.targets.cuda_bevfusion import geometry
 from mm2onnx_driving.bevfusion.targets.cuda_bevfusion.pooling import pooled, tables_of
 from mmdeploy_ext.base.errors import DataError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mm2onnx_driving.bevfusion.runtime.frames import FAMILY
+from mm2onnx_driving.bevfusion.runtime import FAMILY
 from mm2onnx_driving.bevfusion.targets.cuda_bevfusion.geometry import cells
 from mmdeploy_ext.base.arrays import load_arrays
 from mmdeploy_ext.base.errors import DataError, ModelFileError

@@ -1,1 +1,0 @@
-"""TensorRT deployments of BEVDet, with their plug-ins."""

@@ -1,1 +1,0 @@
-"""TensorRT deployments of BEVFormer, with their plug-ins."""

@@ -1,0 +1,261 @@
+"""Sparse4D's third version at test time: detector, supported settings, head in the order of its config.
+
+Anchors (11 columns: `layers/sparse_instances/blocks.py`) and boxes are in the present LiDAR frame.
+
+Source: HorizonRobotics/Sparse4D c41df4b, models/sparse4d.py, models/sparse4d_head.py and
+models/detection3d/decoder.py.
+Glossary: B batch, N cameras, A instances of a frame, M remembered instances, C channels, K classes.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn.bricks.registry import (
+    ATTENTION,
+    FEEDFORWARD_NETWORK,
+    NORM_LAYERS,
+    PLUGIN_LAYERS,
+    POSITIONAL_ENCODING,
+)
+from mmcv.runner.base_module import BaseModule
+from mmcv.utils import build_from_cfg
+from mmdet.core.bbox.builder import BBOX_CODERS
+from mmdet.models import DETECTORS, HEADS, build_backbone, build_head, build_neck
+from torch import Tensor, nn
+
+from mm2onnx_driving.layers.sparse_instances.blocks import Features, flatten_maps
+from mm2onnx_driving.layers.sparse_instances.steps import CENTRE, LOG_SIZE, VELOCITY, Pictures, run_head
+from mmdeploy_ext.base.errors import ConfigError, DataError
+from mmdeploy_ext.base.taps import tap
+from mmdeploy_ext.upstream.models.catalogue import registered_if_named
+
+# ---- detector
+
+
+@registered_if_named(DETECTORS)
+class Sparse4D(BaseModule):
+    """Camera-only detector and tracker that runs a drive frame by frame."""
+
+    def __init__(
+        self,
+        img_backbone: dict,
+        head: dict,
+        img_neck: dict,
+        use_deformable_func: bool = False,
+        depth_branch: dict | None = None,
+        init_cfg: dict | None = None,
+        **training: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        if not use_deformable_func:
+            raise ConfigError(
+                'Sparse4D: use_deformable_func=False gives other results at image borders than the '
+                'trained weights expect; expected True'
+            )
+        self.img_backbone, self.img_neck = build_backbone(img_backbone), build_neck(img_neck)
+        self.head = build_head(head)
+        self.depth_branch = depth_branch and build_from_cfg(depth_branch, PLUGIN_LAYERS)
+
+    def extract_feat(self, img: Tensor) -> Features:
+        """Return the feature maps of pictures (1, N, 3, H, W)."""
+        return flatten_maps(self.img_neck(self.img_backbone(img[0])))
+
+    def forward(self, img: Tensor, **data: Any) -> list[dict]:
+        """Return per sample 'img_bbox' -> the dict of `SparseBox3DDecoder.decode`.
+
+        `img` is (1, N, 3, H, W), `data` the `metas` of `Sparse4DHead.forward`.
+        """
+        if self.training:
+            raise NotImplementedError("mm2onnx's Sparse4D cannot train; use its own repository")
+        if isinstance(img, list):
+            if len(img) != 1:
+                raise DataError(
+                    f'Sparse4D supports one augmentation at test time, got {len(img)}; keep one in '
+                    'the pipeline'
+                )
+            img = img[0]
+            data = {key: value[0] if isinstance(value, list) else value for key, value in data.items()}
+        data.pop('return_loss', None), data.pop('rescale', None)
+        outputs = self.head(self.extract_feat(tap('img', img)), data)
+        return [dict(img_bbox=result) for result in self.head.post_process(outputs)]
+
+
+# ---- supported settings
+
+
+SETTINGS = {
+    'use_deformable_func': (True, False),
+    'head.deformable_model.use_deformable_func': (True, False),
+    'head.deformable_model.use_camera_embed': (True, False),
+    'head.deformable_model.residual_mode': ('cat', 'add'),
+    'head.anchor_encoder.mode': ('cat', 'add'),
+    'head.anchor_encoder.output_fc': (False, True),
+    'head.anchor_encoder.vel_dims': (3, 3),
+    'head.refine_layer.refine_yaw': (True, False),
+    'head.refine_layer.normalize_yaw': (False, False),
+    'head.refine_layer.with_quality_estimation': (True, False),
+}
+"""Setting -> its only supported value, and its default."""
+DEFAULT_ORDER = ('refine',) * 6
+
+
+def check_version(cfg: Any) -> None:
+    """Raise ConfigError for other versions than the third."""
+    wrong = []
+    for path, (needed, absent) in SETTINGS.items():
+        *parts, name = path.split('.')
+        section = functools.reduce(lambda outer, part: outer.get(part) or {}, parts, cfg.model)
+        if (value := section.get(name, absent)) != needed:
+            wrong.append(f'{path}={value!r}, expected {needed!r}')
+    head = cfg.model.get('head') or {}
+    bank, order = head.get('instance_bank') or {}, head.get('operation_order') or DEFAULT_ORDER
+    num_temp, num_anchor = (int(bank.get(name) or 0) for name in ('num_temp_instances', 'num_anchor'))
+    if not 0 < num_temp < num_anchor:
+        wrong.append(f'head.instance_bank.num_temp_instances={num_temp}, expected 1 to {num_anchor - 1}')
+    before, refinements = int(head.get('num_single_frame_decoder', -1)), order.count('refine')
+    if order[-1] != 'refine' or not 0 < before < refinements:
+        wrong.append(
+            f'head.num_single_frame_decoder={before}, {refinements} refinements, at last {order[-1]!r}; '
+            f'expected 1 to {refinements - 1}, and refine as the last operation'
+        )
+    if wrong:
+        raise ConfigError(
+            f'{cfg.filename}: model: {"; ".join(wrong)}: only Sparse4D v3 is supported; without its '
+            'operator the results differ at image borders'
+        )
+
+
+# ---- head
+
+OPERATIONS = ('temp_gnn', 'gnn', 'norm', 'deformable', 'ffn', 'refine')
+
+
+@registered_if_named(BBOX_CODERS)
+class SparseBox3DDecoder:
+    """The best instances of a frame as boxes."""
+
+    def __init__(
+        self, num_output: int = 300, score_threshold: float | None = None, sorted: bool = True
+    ) -> None:
+        self.num_output, self.score_threshold, self.sorted = num_output, score_threshold, sorted
+
+    def decode(self, logits: Tensor, anchor: Tensor, ids: Tensor, quality: Tensor) -> list[dict[str, Tensor]]:
+        """Return a dict per sample of its n boxes, best first.
+
+        Args:
+            logits: (B, A, K).
+            anchor: (B, A, 11).
+            ids: (B, A) int64.
+            quality: (B, A, 2) logits of centerness and yawness.
+
+        Returns:
+            `boxes_3d` (n, 10): x, y, z of the centre, length, width, height (m), yaw (radians, -pi to pi,
+                counter-clockwise from x), velocity x, y, z (m/s); `scores_3d` (n,), times the centerness;
+                `labels_3d`, `instance_ids` (n,); `cls_scores` (n,) without the centerness, sorted by
+                themselves as upstream: row i is not of box i.
+        """
+        scores, labels = logits.sigmoid().max(-1)
+        first, rows = scores.topk(self.num_output, 1, sorted=self.sorted)
+        final = first * quality[..., 0].gather(1, rows).sigmoid()
+        final, order = final.sort(1, descending=True)
+        rows = rows.gather(1, order)
+        passing = torch.ones_like(final, dtype=torch.bool)
+        if self.score_threshold is not None:
+            passing = (first >= self.score_threshold).gather(1, order)
+        return [
+            dict(
+                boxes_3d=boxes_of(anchor[sample, rows[sample]])[keep],
+                scores_3d=final[sample][keep],
+                labels_3d=labels[sample, rows[sample]][keep],
+                cls_scores=first[sample][keep],
+                instance_ids=ids[sample, rows[sample]][keep],
+            )
+            for sample, keep in enumerate(passing)
+        ]
+
+
+def boxes_of(anchor: Tensor) -> Tensor:
+    """Return boxes (n, 10) of anchors (n, 11)."""
+    yaw = torch.atan2(anchor[:, 6], anchor[:, 7])[:, None]
+    return torch.cat([anchor[:, CENTRE], anchor[:, LOG_SIZE].exp(), yaw, anchor[:, VELOCITY]], -1)
+
+
+@registered_if_named(HEADS)
+class Sparse4DHead(BaseModule):
+    def __init__(
+        self,
+        instance_bank: dict,
+        anchor_encoder: dict,
+        graph_model: dict,
+        norm_layer: dict,
+        ffn: dict,
+        deformable_model: dict,
+        refine_layer: dict,
+        temp_graph_model: dict,
+        decoder: dict,
+        operation_order: Sequence[str],
+        num_single_frame_decoder: int = -1,
+        decouple_attn: bool = True,
+        init_cfg: dict | None = None,
+        **training: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.operation_order = list(operation_order)
+        is_known = not {*self.operation_order} - {*OPERATIONS} and self.operation_order[-1:] == ['refine']
+        if not decouple_attn or not is_known:
+            raise ConfigError(
+                f'Sparse4DHead: decouple_attn={decouple_attn}, operation_order={self.operation_order}; '
+                f'expected True, and operations from {", ".join(OPERATIONS)} with refine last'
+            )
+        self.num_single_frame_decoder = num_single_frame_decoder
+        self.instance_bank = build_from_cfg(instance_bank, PLUGIN_LAYERS)
+        self.anchor_encoder = build_from_cfg(anchor_encoder, POSITIONAL_ENCODING)
+        self.decoder = build_from_cfg(decoder, BBOX_CODERS)
+        if self.decoder.num_output > self.instance_bank.num_anchor:
+            raise ConfigError(
+                f'Sparse4DHead: decoder.num_output={self.decoder.num_output} is more than '
+                f'instance_bank.num_anchor={self.instance_bank.num_anchor}'
+            )
+        configs = dict(
+            temp_gnn=(temp_graph_model, ATTENTION),
+            gnn=(graph_model, ATTENTION),
+            norm=(norm_layer, NORM_LAYERS),
+            deformable=(deformable_model, ATTENTION),
+            ffn=(ffn, FEEDFORWARD_NETWORK),
+            refine=(refine_layer, PLUGIN_LAYERS),
+        )
+        layers = []
+        for kind in self.operation_order:
+            cfg, registry = configs[kind]
+            layers.append(build_from_cfg(dict(cfg), registry))
+        self.layers = nn.ModuleList(layers)
+        channels = self.instance_bank.embed_dims
+        self.fc_before = nn.Linear(channels, 2 * channels, bias=False)
+        self.fc_after = nn.Linear(2 * channels, channels, bias=False)
+
+    def forward(self, features: Features, metas: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the last layer's predictions, and keep instances and ids for the next frame.
+
+        Args:
+            features: feature maps of the cameras.
+            metas: `timestamp` and `img_metas`, see `InstanceBank.get`; `projection_mat` (1, N, 4, 4), LiDAR
+                frame to pixels times depth; `image_wh` (1, N, 2), width and height of the input, pixels.
+
+        Returns:
+            'prediction' (1, A, 11), 'classification' (1, A, K) and 'quality' (1, A, 2), each in a list;
+                'instance_id' (1, A) int64, -1 without an id.
+        """
+        bank = self.instance_bank
+        *learned, interval = bank.get(metas)
+        pictures = Pictures(*features, metas['projection_mat'][0], metas['image_wh'][0])
+        feature, anchor, logits, quality = run_head(self, pictures, interval, bank.remembered(), learned)
+        bank.cache(feature, anchor, logits, metas)
+        ids = bank.get_instance_id(logits, self.decoder.score_threshold)
+        return dict(prediction=[anchor], classification=[logits], quality=[quality], instance_id=ids)
+
+    def post_process(self, outputs: Mapping[str, Any]) -> list[dict[str, Tensor]]:
+        last = (outputs[name][-1] for name in ('classification', 'prediction', 'quality'))
+        logits, anchor, quality = last
+        return self.decoder.decode(logits, anchor, outputs['instance_id'], quality)

@@ -1,1 +1,0 @@
-"""SparseEnd2End."""

@@ -1,1 +1,0 @@
-"""The StreamPETR deployment fork."""
