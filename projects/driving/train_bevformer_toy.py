@@ -1,4 +1,4 @@
-"""`python -m projects.toydata.bevformer`: trains BEVFormer's toy on the generated drives.
+"""`python projects/driving/train_bevformer_toy.py`: trains BEVFormer's toy on the generated drives.
 
 BEVFormer of this project has no loss; here the toy gets one, so that metrics of its files mean something. The
 backbone is that of StreamPETR's toy and is not trained: its maps are computed once. Two scenes run side by

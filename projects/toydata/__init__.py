@@ -1,1 +1,0 @@
-"""Seeded weights of toys."""
