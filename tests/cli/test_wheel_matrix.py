@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 import installed_wheel
+import toy_nuscenes
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1500)]
 OUTSIDE = Path(__file__).resolve().parents[1] / 'families/outside_package'
 YOLOX = 'yolox/yolox_tiny_8x8_300e_coco.py'
 REPOSITORY = Path(__file__).resolve().parents[2]
 STREAM = REPOSITORY / 'projects/configs/StreamPETR/stream_petr_toy.py'
+DRIVING = REPOSITORY / 'projects/driving'
 PILLARS = 'pointpillars/hv_pointpillars_secfpn_6x8_160e_kitti-3d-car.py'
 
 
@@ -67,11 +69,30 @@ def test_a_package_with_a_family_is_exported_with(installed, tmp_path):
     assert (done.returncode, (installed.folder / 'gauges.png').is_file()) == (0, True), done.stderr
 
 
-def test_a_driving_system_is_exported_with_the_wheel_that_the_refusal_names(installed, tmp_path):
-    installed.folder = tmp_path / 'folder'
-    installed.folder.mkdir()
+@pytest.fixture(scope='module')
+def stream(installed, tmp_path_factory):
+    """Return the refused export of StreamPETR's toy, the verdict with mm2onnx-driving, and the folder."""
+    folder = installed.folder = tmp_path_factory.mktemp('folder')
     words = STREAM, REPOSITORY / 'demo/checkpoints/stream_petr_toy.pth', '--output-file', 'stream'
     refused = installed('export', *words)
+    installed_wheel.install_source(installed, DRIVING, tmp_path_factory.mktemp('driving'))
+    return refused, verdict_of(installed, *words), folder / 'stream'
+
+
+def test_a_driving_system_is_exported_with_the_wheel_that_the_refusal_names(stream):
+    refused, verdict, _ = stream
     assert refused.returncode == 2 and 'pip install mm2onnx-driving' in refused.stderr
-    installed_wheel.install_source(installed, REPOSITORY / 'projects/driving', tmp_path)
-    assert verdict_of(installed, *words)['verdict'] == 'proven'
+    assert verdict['verdict'] == 'proven'
+
+
+def test_a_drive_runs_with_two_wheels_and_onnxruntime(stream, tmp_path):
+    root = toy_nuscenes.write(tmp_path, val_scenes=1, frames=2)
+    device = installed_wheel.Command(tmp_path)
+    refused = device('run', stream[-1], root / toy_nuscenes.INFOS, '--json', 'found.json')
+    assert refused.returncode == 2 and 'pip install mm2onnx-driving' in refused.stderr
+    installed_wheel.install_source(device, DRIVING, tmp_path)
+    assert not (device.site / 'torch').exists() and not (device.site / 'mmcv').exists()
+    words = 'run', stream[-1], root / toy_nuscenes.INFOS, '--data-root', root, '--json', 'found.json'
+    done = device(*words, '--out', 'drawn')
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((device.folder / 'found.json').read_text())['frames']) == 2
