@@ -1,4 +1,7 @@
-"""StreamPETR: frames, their dumps with the deployment fork's names, supported configs and models."""
+"""StreamPETR: frames, their dumps with the deployment fork's names, supported configs and models.
+
+Source of the dumps: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py and its documentation.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +27,7 @@ from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.preparation import MultiViewRule
 from mmdeploy_ext.spec.tensors import ColumnGroup
 
-# ---- dump of a frame; source: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py and its manual
+# ---- dump of a frame
 
 
 DUMP_SUFFIXES = {'out_': '_pth', 'post_mem_': '_pth', 'all_': '_pth'}
