@@ -294,11 +294,11 @@ def planner_of(
     check_single(models)
     engine = engine_settings('onnxruntime') | dict(graph_optimization='basic', round_fp16=True)
 
-    def metric_of(paths: Sequence[str]) -> KeptResults:
-        return metric_kept(kind.metrics(detector, paths, [metric.split('_')[0]], engine), metric)
+    def metric_of(paths: Sequence[str], half: int) -> KeptResults:
+        return metric_kept(kind.metrics(detector, paths, [metric.split('_')[0]], engine, half), metric)
 
     seen = quantiser['quantiser'].seen if quantiser else ()
-    judges = [metric_of]
+    judges = [functools.partial(metric_of, half=half) for half in (0, 1)]
     if not metric:
         judges = results_kept(detector, kind.rows_kept(), files, chosen.samples, engine, seen)
 

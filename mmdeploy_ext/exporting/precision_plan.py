@@ -87,7 +87,7 @@ class Plan:
     Attributes:
         precisions: requested, lowest first.
         least: requested share of the results.
-        kept: results with this plan, on samples that the search did not use (a metric: on the data set).
+        kept: results with this plan, on samples that the search did not use.
         searched: on the samples of the search, as `before`: in float32, and `lowest`: all units in the
             lowest precision.
         rows: units in a higher precision.

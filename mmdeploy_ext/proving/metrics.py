@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import io
 import math
@@ -13,16 +14,18 @@ from rich.table import Table
 
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.commands import tool
-from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.base.errors import DataError, UsageError
 from mmdeploy_ext.base.files import read_json, write_json
 from mmdeploy_ext.engines import BACKENDS, title_of
-from mmdeploy_ext.families.evaluate.evaluation import build_dataset, evaluate
+from mmdeploy_ext.families.evaluate.evaluation import build_dataset, evaluate, inner_datasets
 from mmdeploy_ext.families.evaluate.loop import run_dataset
 from mmdeploy_ext.spec.results import MetricRow, bars_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from torch.utils.data import Dataset
 
     from mmdeploy_ext.families.evaluate.loop import Network
 
@@ -85,15 +88,60 @@ def has_value(row: MetricRow) -> bool:
 
 
 def compare_metrics(
-    cfg: Any, reference: Network, candidate: Network, metrics: Sequence[str], precision: str
+    cfg: Any,
+    reference: Network,
+    candidate: Network,
+    metrics: Sequence[str],
+    precision: str,
+    half: int | None = None,
 ) -> list[MetricRow]:
-    """Evaluate the config's test set with two networks and compare the `metrics`, such as 'bbox'."""
+    """Evaluate the config's test set with two networks and compare the `metrics`, such as 'bbox'.
+
+    `half`: see `half_of`; None: the whole set.
+    """
     dataset, values = build_dataset(cfg), []
+    if half is not None:
+        dataset = half_of(dataset, half)
     for network in (reference, candidate):
         results = run_dataset(network, cfg, dataset)
         with contextlib.redirect_stdout(io.StringIO()):  # COCO's own table, once per engine
-            values.append(evaluate(cfg, dataset, results, metrics))
+            try:
+                values.append(evaluate(cfg, dataset, results, metrics))
+            except DataError as error:
+                if half is None:
+                    raise
+                raise DataError(
+                    f'--keep-metric, on half of the samples: {error}; use --keep-results'
+                ) from error
     return proof_rows(*values, bars_of(precision).metric)
+
+
+OF_SAMPLES = ('data_infos', 'img_ids', 'proposals')
+"""Attributes of a data set with an entry per sample."""
+
+
+def half_of(dataset: Dataset, half: int) -> Dataset:
+    """Every other sample of a data set, or every other scene, from the first (0) or second (1) on.
+
+    DataError: fewer than two samples or scenes, or a data set without a list of samples.
+    """
+    infos = getattr(dataset, 'data_infos', ())
+    if len(infos) != len(dataset) or inner_datasets(dataset) != [dataset]:
+        raise DataError(
+            f'--keep-metric: a {type(dataset).__name__} cannot be divided into samples for the search and '
+            'for its result; set data.test to one data set with `data_infos`, or use --keep-results'
+        )
+    scenes = [info.get('scene_token', place) for place, info in enumerate(infos)]
+    chosen = [*dict.fromkeys(scenes)][half::2]
+    places = [place for place, scene in enumerate(scenes) if scene in chosen]
+    if not 0 < len(places) < len(infos):
+        raise DataError('--keep-metric: the data set has one sample or scene, expected at least two')
+    part = copy.copy(dataset)
+    for name in OF_SAMPLES:
+        entries = getattr(dataset, name, None)
+        if entries is not None and len(entries) == len(infos):
+            setattr(part, name, [entries[place] for place in places])
+    return part
 
 
 def metric_table(rows: Sequence[MetricRow], engine: str) -> Table:

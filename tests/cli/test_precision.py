@@ -10,6 +10,7 @@ import torch
 
 from mmdeploy_ext import prove
 from mmdeploy_ext.api import ProofRequest, plan_read, read_detector
+from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.base.files import read_json
 from mmdeploy_ext.bench.precision.calibration_sets import calibration_set
@@ -17,8 +18,10 @@ from mmdeploy_ext.cli.precision_app import main
 from mmdeploy_ext.engines.base import record_runs
 from mmdeploy_ext.exporting.int8 import digest
 from mmdeploy_ext.exporting.int8.dense import DenseGraph, DenseQuantiser
+from mmdeploy_ext.families.evaluate.evaluation import build_dataset, evaluate
 from mmdeploy_ext.families.synthetic.coco import ensure_toy_coco
 from mmdeploy_ext.graphs.io.files import load
+from mmdeploy_ext.proving.metrics import half_of
 from mmdeploy_ext.spec.metadata import read_metadata
 from refusals import refused
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_demo, load_toy
@@ -116,6 +119,35 @@ def test_without_results_there_is_no_criterion(single, capsys):
     assert '--images' in capsys.readouterr().err
 
 
+class Drives:
+    def __init__(self, data_infos):
+        self.data_infos = data_infos
+
+    def __len__(self):
+        return len(self.data_infos)
+
+
+def test_the_metric_of_a_search_and_of_its_result_are_of_different_samples(tmp_path):
+    ensure_toy_coco(tmp_path / 'toy', train_images=1, val_images=3)
+    cfg = load_config(CONFIG)
+    cfg.data.test.ann_file = f'{tmp_path}/toy/annotations/instances_val2017.json'
+    cfg.data.test.img_prefix = f'{tmp_path}/toy/val2017/'
+    dataset = build_dataset(cfg)
+    parts = [half_of(dataset, half) for half in (0, 1)]
+    assert [part.img_ids for part in parts] == [dataset.img_ids[::2], dataset.img_ids[1::2]]
+    for part in parts:
+        perfect = [
+            [np.pad(ann['bboxes'][ann['labels'] == label], ((0, 0), (0, 1)), constant_values=1)
+             for label in range(len(part.CLASSES))]
+            for ann in map(part.get_ann_info, range(len(part)))
+        ]  # fmt: skip
+        assert evaluate(cfg, part, perfect, ['bbox'])['bbox_mAP'] == 1
+    with pytest.raises(DataError, match='--keep-metric'):
+        half_of(parts[1], 0)
+    drives = Drives([dict(scene_token=name) for name in 'aabbc'])
+    assert [len(half_of(drives, half)) for half in (0, 1)] == [3, 2]
+
+
 @pytest.mark.matrix
 def test_a_metric_is_measured_in_the_simulated_precision(tmp_path):
     """Values beyond float16 before a norm: ONNX Runtime's float32 on a CPU would keep the metric."""
@@ -132,6 +164,7 @@ def test_a_metric_is_measured_in_the_simulated_precision(tmp_path):
     planner, before = plan_read(read_detector(request, single), request, 'bbox_mAP', ())
     assert before.share > 0.99
     assert planner.run(planner.written('fp16', [])).share < 0.5
+    assert planner.count(planner.models).share > 0.99
 
 
 @pytest.mark.parametrize(

@@ -229,9 +229,14 @@ class Kind(abc.ABC):
         return files.paths, files.metadata
 
     def metrics(
-        self, detector: Detector, paths: Sequence[str], names: Sequence[str], engine: Mapping[str, Any]
+        self,
+        detector: Detector,
+        paths: Sequence[str],
+        names: Sequence[str],
+        engine: Mapping[str, Any],
+        half: int | None = None,
     ) -> list[MetricRow]:
-        """Return metrics of the data set by both engines."""
+        """Return metrics of the data set, or of a `half` of it, by both engines."""
         raise NotImplementedError(f'{detector.family.name!r} has no results that a data set can evaluate')
 
     def default_output(self, family: Family, stem: str, options: Options) -> str:

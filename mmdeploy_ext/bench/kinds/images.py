@@ -144,7 +144,12 @@ class Images(Kind):
         return export_files(detector, options, output, images)
 
     def metrics(
-        self, detector: Detector, paths: Sequence[str], names: Sequence[str], engine: Mapping[str, Any]
+        self,
+        detector: Detector,
+        paths: Sequence[str],
+        names: Sequence[str],
+        engine: Mapping[str, Any],
+        half: int | None = None,
     ) -> list[MetricRow]:
         from mmdeploy_ext.engines import build_backend
         from mmdeploy_ext.families.evaluate.detector import BackendDetector, TorchDetector
@@ -154,7 +159,7 @@ class Images(Kind):
             candidate = BackendDetector(backend, detector.family, backend.metadata)
             reference = TorchDetector(detector.family.reference(detector.model), candidate)
             precision = backend.computes_in or backend.metadata.precision
-            return compare_metrics(detector.cfg, reference, candidate, names, precision)
+            return compare_metrics(detector.cfg, reference, candidate, names, precision, half)
 
     def observed_options(self, family: Family, form: str, size: tuple[int, int], dynamic: bool) -> Options:
         # opset 0 is the default: no stage depends on it; trials use --opset-version

@@ -220,7 +220,12 @@ class Sequences(Kind):
         check_engine_kind(engine['engine'], engine.get('inference_precision'))
 
     def metrics(
-        self, detector: Detector, paths: Sequence[str], names: Sequence[str], engine: Mapping[str, Any]
+        self,
+        detector: Detector,
+        paths: Sequence[str],
+        names: Sequence[str],
+        engine: Mapping[str, Any],
+        half: int | None = None,
     ) -> list[MetricRow]:
         from mmdeploy_ext.families.contracts import contract_of
         from mmdeploy_ext.families.evaluate.detector import FrameDetector
@@ -231,7 +236,7 @@ class Sequences(Kind):
         contract = contract_of(family, metadata[-1].options)
         networks = (family.reference(detector.model), contract.runner(paths, engine))
         detectors = (FrameDetector(network, family) for network in networks)
-        return compare_metrics(detector.cfg, *detectors, names, least_precision(metadata))
+        return compare_metrics(detector.cfg, *detectors, names, least_precision(metadata), half)
 
 
 def is_portable(path: str) -> bool:

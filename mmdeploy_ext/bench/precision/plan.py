@@ -331,11 +331,10 @@ def plan_text(plan: Plan) -> str:
     """Results of a plan in one line."""
     shares = ', '.join(f'{share:.1%} in {name}' for name, share in plan.products.items())
     required = ', '.join(f'{count} ({reason})' for reason, count in plan.required.items())
-    source = 'on the data set of the search' if plan.kept.metric else 'outside of the search'
     fewer = f' (asked: {plan.least:g}; search on more samples)' if plan.kept.share < plan.least else ''
     return (
-        f'kept {source}: {plan.kept.text}{fewer}; in the search: {plan.searched.text}, with all nodes in '
-        f'{plan.precisions[0]}: {plan.lowest.text}; simulated on a CPU; multiplications: {shares}; '
-        f'{plan.trials} runs, {plan.cpu_s:.0f} s of CPU'
+        f'kept outside of the search: {plan.kept.text}{fewer}; in the search: {plan.searched.text}, '
+        f'with all nodes in {plan.precisions[0]}: {plan.lowest.text}; simulated on a CPU; '
+        f'multiplications: {shares}; {plan.trials} runs, {plan.cpu_s:.0f} s of CPU'
         + (f'; nodes that every plan keeps in fp32: {required}' if required else '')
     )
