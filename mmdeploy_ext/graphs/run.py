@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 
-# Inputs for a graph: random ones, and checks of given ones. Needs onnx and numpy only.
+# Inputs for a graph: random ones, and checks of given ones.
 
 
 DEFAULT_SIZE = 64

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec.results import DetectionRow, TensorRow
 
 
-# Pairing of memory rows of two engines: the propagated top-k of queries and ties in it. Needs numpy only.
+# Pairing of memory rows of two engines: the propagated top-k of queries and ties in it.
 
 
 SAME_ROW = 5e-3

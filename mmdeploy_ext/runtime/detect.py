@@ -242,7 +242,7 @@ def runner_of(family: str, form: str, inputs: Collection[str] = ()) -> str:
     return 'run' if takes_pictures else ''
 
 
-# Open an exported model by its metadata. No PyTorch.
+# Open an exported model by its metadata.
 
 
 class ImageModel(Runtime):

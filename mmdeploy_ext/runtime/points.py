@@ -15,7 +15,7 @@ from mmdeploy_ext.base.arrays import load_arrays
 from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.preprocess.points import check_points as checked
 
-# Point clouds of PCL (.pcd, version 0.7). Needs numpy only.
+# Point clouds of PCL (.pcd, version 0.7).
 #
 # Format: https://pointclouds.org/documentation/tutorials/pcd_file_format.html
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     Held = OrtValue | np.ndarray
 
 
-# A graph with outputs that may stay on the engine's device for the next graph or frame. No torch.
+# A graph with outputs that may stay on the engine's device for the next graph or frame.
 
 
 DEVICES = dict.fromkeys(('CUDAExecutionProvider', 'TensorrtExecutionProvider'), 'cuda')

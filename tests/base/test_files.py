@@ -150,3 +150,5 @@ def test_an_output_is_no_input_that_is_found_later(tmp_path):
         with pytest.raises(UsageError, match='--json'):
             will_read('a file of the kit', [tmp_path / 'a'])
         will_read('a file of the kit', [tmp_path / 'c'])
+        run.writes('--out', [os.devnull])
+        will_read('a file of the kit', [os.devnull])

@@ -58,6 +58,7 @@ def test_a_threshold_and_a_clip_that_no_value_came_near_are_named():
     watch, other = Watch(), Watch()
     with watch:
         decode(torch.tensor([0.04, 0.3, 2.0]))
+        assert not (torch.rand(3) < 0).any()  # a sign is no threshold
     lines = watch.lines(dict(score_thr=0.05, nms=dict(iou_threshold=0.5), max_per_img=4), '--images')
     assert [line.split(' (')[0] for line in lines] == [
         'score_thr 0.05',

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 
 
-# Names the kind of a wrong output: constant, in another order, rounded. Needs numpy only.
+# Names the kind of a wrong output: constant, in another order, rounded.
 
 
 ROUNDED = 5e-3
@@ -96,7 +96,7 @@ def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
     return ''
 
 
-# Judges the frames of a model with a memory, as level 4 of a proof does. Needs numpy only.
+# Judges the frames of a model with a memory, as level 4 of a proof does.
 
 
 NOTHING = np.zeros(0, np.float32)
@@ -157,7 +157,7 @@ class DriveJudge:
                     run.faults[fault].append(f'{names[index]} ({ratio:.3g} times its tolerance)')
 
 
-# Reads an engine's outputs of the cases of a kit, in the formats of engines' tools. Needs numpy only.
+# Reads an engine's outputs of the cases of a kit, in the formats of engines' tools.
 
 
 def has_outputs(folder: Path, name: str) -> bool:

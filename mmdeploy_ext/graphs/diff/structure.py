@@ -194,7 +194,7 @@ def _interface_texts(model: onnx.ModelProto) -> dict[str, dict[str, str]]:
     )
 
 
-# The alignment of two graphs: pairs of nodes and tensors. Needs no torch.
+# The alignment of two graphs: pairs of nodes and tensors.
 
 
 Keys = dict[int, Hashable]
@@ -390,7 +390,7 @@ def _computed_inputs(program: Program, position: int) -> tuple[str, ...]:
     return tuple(name for name in program.index.reads(position) if name not in program.constants)
 
 
-# Walk a graph node by node, each fed with the values of a reference. Needs no torch.
+# Walk a graph node by node, each fed with the values of a reference.
 
 
 BORN_RTOL = 1e-5

@@ -38,7 +38,7 @@ from mmdeploy_ext.graphs.io import types
 from mmdeploy_ext.graphs.io.index import all_nodes, all_tensors, node_label, reads, writes
 from mmdeploy_ext.spec.digest import check_whole, sealed
 
-# Named tensors on disk, for graphs: files that other tools write as well. Needs numpy only.
+# Named tensors on disk, for graphs: files that other tools write as well.
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ def save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
                 np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
-# The module of the PyTorch model that a node was exported from. Needs onnx only.
+# The module of the PyTorch model that a node was exported from.
 #
 # Three sources, tried in this order:
 # - metadata of the torch.export-based exporter: `pkg.torch.onnx.name_scopes`;

@@ -18,7 +18,7 @@ from mmdeploy_ext.base.errors import ConfigError, DataError
 from mmdeploy_ext.runtime.preprocess.fusion import AGE, PastSweeps
 from mmdeploy_ext.spec.preparation import VoxelRule
 
-# Reading point files for a model. Needs numpy only.
+# Reading point files for a model.
 
 
 @dataclasses.dataclass(frozen=True)

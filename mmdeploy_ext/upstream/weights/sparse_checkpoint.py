@@ -35,7 +35,7 @@ from mmdeploy_ext.upstream.weights.checkpoint import (
     plain_tensors,
 )
 
-# Kernel layouts of sparse convolutions, recognised by shape and converted. Uses torch.
+# Kernel layouts of sparse convolutions, recognised by shape and converted.
 #
 #     spconv1        (k0, k1, k2, I, O)   spconv 1.x and mmcv.ops
 #     spconv2        (O, k0, k1, k2, I)   spconv 2.x
@@ -222,7 +222,7 @@ def _module_weights(module: StandIn, prefix: str) -> Iterator[tuple[str, torch.T
             yield from _module_weights(child, f'{prefix}{name}.')
 
 
-# Names of a backbone saved after folding its batch normalisations. Uses torch.
+# Names of a backbone saved after folding its batch normalisations.
 #
 # NVIDIA's PTQ scripts delete folded BatchNorms: the convolution gets a bias, and later layers of a sequence
 # move up (`conv2.3.conv1` becomes `conv2.2.conv1`).
