@@ -94,7 +94,7 @@ def _owner(model: torch.nn.Module, path: str) -> tuple[Any, str]:
 def without_limits(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block heads cut off and suppress nothing that `test_cfg` or their coder controls."""
     with contextlib.ExitStack() as stack, _AtMostAll():
-        for config in _configs(model):
+        for config in configs_in(model):
             doubled = {key: 2 * config[key] for key in DOUBLED if type(config.get(key)) is int}
             lower = {key: max(config[key] - BELOW, 0.0) for key in THRESHOLDS if config.get(key)}
             limits = {**doubled, **lower, **LIMITS}
@@ -124,7 +124,7 @@ class _AtMostAll(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _configs(model: torch.nn.Module) -> list[dict[str, Any]]:
+def configs_in(model: torch.nn.Module) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = {}
     waiting = [getattr(part, 'test_cfg', None) for part in model.modules()]
     while waiting:

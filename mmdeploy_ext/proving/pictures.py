@@ -25,8 +25,8 @@ from mmdeploy_ext.engines.registry import CPU
 from mmdeploy_ext.exporting.export import save
 from mmdeploy_ext.exporting.precision_plan import before_plan
 from mmdeploy_ext.exporting.substitution import (
-    _configs,
     border_names,
+    configs_in,
     observed,
     substituted,
 )
@@ -157,7 +157,7 @@ def without_result(proof: Proof, picture: np.ndarray) -> list[Case]:
     A trace takes the branches where something is selected; this shows what its graph does where nothing is.
     """
     detector, options = proof.detector, proof.options
-    thresholds = [config for config in _configs(detector.model) if 'score_thr' in config]
+    thresholds = [config for config in configs_in(detector.model) if 'score_thr' in config]
     was_empty = any(row.reference == 0 for case in proof.results.cases for row in case.detections)
     if detector.family.name != TRACED or not thresholds or was_empty:
         return []

@@ -7,6 +7,7 @@ from mmdet.models.builder import HEADS
 from mmdet.models.dense_heads import ATSSHead
 
 import mmdeploy_ext
+from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import export_app, run_app
 from mmdeploy_ext.spec.metadata import read_metadata
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO
@@ -75,6 +76,12 @@ def test_a_detector_whose_family_refuses_it_is_traced_whole_and_proven(tmp_path,
     assert 'PROVEN' in said and 'traced whole' in said
     metadata = read_metadata(path)
     assert metadata.family == 'traced' and metadata.spec.output_names == ['dets', 'labels', 'valid']
+
+
+def test_a_trace_is_written_by_torchscript_alone(tmp_path):
+    options = dict(whole='traced', exporter='dynamo', opset=18)
+    with pytest.raises(UsageError, match=r'^--exporter dynamo: '):
+        mmdeploy_ext.export(CONFIG, CHECKPOINT, tmp_path / 'm.onnx', **options)
 
 
 @pytest.mark.matrix

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from mmdeploy_ext.base.errors import ExportError
-from mmdeploy_ext.exporting.substitution import _configs
+from mmdeploy_ext.exporting.substitution import configs_in
 from mmdeploy_ext.exporting.traced.mode import SHADOWS, Limit, Ranking, active, is_traced
 from mmdeploy_ext.upstream.compat.mmcv_operators import untraced
 from mmdeploy_ext.upstream.operators.nms import SOFT_NMS
@@ -184,7 +184,7 @@ def ranked(model: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> Iterato
         methods = {('SingleRoIExtractor', 'forward'): ranked_rois(mode)}
         for owner, name, method in _new_methods(model, methods):
             stack.enter_context(mock.patch.object(owner, name, method))
-        for config in _configs(model):
+        for config in configs_in(model):
             stack.enter_context(mock.patch.dict(config, limits_of(config)))
         yield stack.enter_context(mode)
 
@@ -354,7 +354,7 @@ def replaced(model: torch.nn.Module) -> Iterator[None]:
         for owner, name, method in _new_methods(model, METHODS):
             patch(owner, name, method)
         patch(torch, 'from_numpy', from_numpy(torch.from_numpy))
-        for config in _configs(model):
+        for config in configs_in(model):
             stack.enter_context(mock.patch.dict(config, limits_of(config)))
         yield
 
