@@ -1,7 +1,7 @@
 """Export and prove stock configs of mmdet by a trace of their test path; write the table of docs/traced.md.
 
 `python -m dev.pages.traced FOLDER [NAME...]` keeps weights, files and logs in FOLDER. traced_results.json
-keeps the figures, also of rows that are not measured now; `--table` writes the pages from them.
+keeps the figures; `--table` writes the page from them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dev.pages.forks import ROOT, TOOL, last_line, run
 from dev.pages.tables import table, write_between
 
 RESULTS = Path(__file__).with_name('traced_results.json')
-PAGES = ROOT / 'docs/traced.md', ROOT / 'docs/zh-CN/traced.md'
+PAGE = ROOT / 'docs/traced.md'
 HEADINGS = ('detector', 'config', 'verdict', 'nodes', 'CPU s')
 SIZE = '192', '256'
 FIGURES = ('worst_iou', 'worst_score', 'matched')
@@ -77,11 +77,12 @@ def measure(name: str, work: Path) -> dict[str, Any]:
 
 def rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
     found = []
-    for name, config in CONFIGS.items():
-        figures = results.get(name, {})
+    for name in filter(results.get, CONFIGS):
+        figures = results[name]
         cells = (figures.get(key, '') for key in ('nodes', 'seconds'))
-        verdict = figures.get('verdict', '').split(':')[0]
-        found.append([name, f'`{Path(config).name}`', verdict, *map(str, cells)])
+        verdict = figures['verdict'].partition(':')[0]
+        verdict = 'PROVEN' if verdict.startswith('PROVEN') else verdict
+        found.append([name, f'`{Path(CONFIGS[name]).name}`', verdict, *map(str, cells)])
     return found
 
 
@@ -89,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('folder', type=Path, nargs='?')
     parser.add_argument('names', nargs='*')
-    parser.add_argument('--table', action='store_true', help='write the pages from traced_results.json')
+    parser.add_argument('--table', action='store_true', help='write the page from traced_results.json')
     args = parser.parse_args()
     results = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.is_file() else {}
     if args.folder:
@@ -99,8 +100,7 @@ def main() -> None:
             print(name, results[name], flush=True)
             RESULTS.write_text(f'{json.dumps(results, indent=1)}\n', encoding='utf-8')
     if args.table:
-        for page in PAGES:
-            write_between(page, 'traced', table(HEADINGS, rows(results)))
+        write_between(PAGE, 'traced', table(HEADINGS, rows(results)))
 
 
 if __name__ == '__main__':

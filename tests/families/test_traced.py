@@ -3,14 +3,23 @@
 import numpy as np
 import onnx
 import pytest
+import torch
+from mmcv.ops import batched_nms
 from mmdet.models.builder import HEADS
 from mmdet.models.dense_heads import ATSSHead
+from torch import nn
 
 import mmdeploy_ext
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import export_app, run_app
+from mmdeploy_ext.exporting.traced.functions import ranked
+from mmdeploy_ext.exporting.traced.mode import Ranking
+from mmdeploy_ext.families.detector import prepare_fixed
+from mmdeploy_ext.families.traced.reference import TracedReference
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
+from mmdeploy_ext.spec.comparison import compare_named
 from mmdeploy_ext.spec.metadata import read_metadata
-from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO
+from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, load_toy
 
 TOY = f"_base_ = ['{REPO}/configs/demo/atss_toy.py']\n"
 WHOLE = ('--whole', 'traced', '--shape', '128', '160')
@@ -125,6 +134,92 @@ def test_a_fault_in_the_graph_is_found_at_the_first_border_behind_it(name, whole
     verdict = mmdeploy_ext.prove(CONFIG, CHECKPOINT, path, samples=[PICTURE], edited=True)
     failed = [finding.figures for finding in verdict.findings if finding.passed is False]
     assert {figures['tensor'] for figures in failed if 'tensor' in figures} == {name} and not verdict.proven
+
+
+@pytest.fixture(scope='module')
+def toy_borders():
+    """The toy's test path on one image, and its own borders as if they were a file's."""
+    detector = load_toy()
+    image = prepare_fixed(detector.rule, read_image(PICTURE), 128, 160)
+    reference = TracedReference(detector.model)
+    with ranked(detector.model, {}) as mode:
+        reference.results([image], True)
+    return reference, {name: tensor.numpy() for name, tensor in mode.found.items()}
+
+
+def failing(reference, tensors):
+    rows = compare_named(*reference.inner_tensors(tensors), 1e-4)
+    return [row.tensor for row in rows if not row.passed]
+
+
+def halved_where_it_fails(name, array):
+    return np.where(array < 0.05, array / 2, array) if name.startswith('threshold_filter') else array
+
+
+def without_a_candidate(name, array):
+    return array[:-1] if name.startswith('nms_') else array
+
+
+def without_the_last(name, array):
+    return array[..., :-1] if name.startswith('sort_') else array
+
+
+@pytest.mark.parametrize(
+    ('fault', 'place'),
+    [
+        (halved_where_it_fails, 'threshold_filter_scores_and_topk'),
+        (without_a_candidate, 'nms_boxes_bbox_post_process_0'),
+        (without_the_last, 'sort_filter_scores_and_topk'),
+    ],
+)
+def test_a_fault_that_no_result_shows_is_found_at_its_border(fault, place, toy_borders):
+    reference, tensors = toy_borders
+    assert failing(reference, tensors) == []
+    faulty = {name: fault(name, array) for name, array in tensors.items()}
+    assert failing(reference, faulty)[0].startswith(place)
+
+
+class TwoBoxes(nn.Module):
+    """A suppression of two boxes, with an IoU of 0.5, and what is left in order."""
+
+    def __init__(self, threshold):
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self):
+        boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 8]])
+        dets, _ = batched_nms(
+            boxes, torch.tensor([0.9, 0.8]), torch.zeros(2), dict(iou_threshold=self.threshold)
+        )
+        return dets[:, 4].sort()
+
+
+class OfTwoBoxes(TracedReference):
+    def results(self, images, rescale):
+        return self.model()
+
+
+@pytest.mark.parametrize(('threshold', 'failed'), [(0.5, []), (0.6, ['sort_forward_0'])])
+def test_a_suppression_differs_by_rounding_only_where_pytorch_is_at_a_tie(threshold, failed):
+    tensors = dict(
+        nms_boxes_forward_0=np.float32([[0, 0, 4, 4], [0, 0, 4, 8]]),
+        nms_scores_forward_0=np.float32([0.9, 0.8]),
+        sort_forward_0=np.float32([0.9]),
+    )
+    assert failing(OfTwoBoxes(TwoBoxes(threshold)), tensors) == failed
+
+
+def test_a_level_without_candidates_does_not_move_the_names_of_the_next():
+    given = dict(exp_sizes_0=torch.zeros(0, 4), exp_sizes_1=torch.ones(3, 4))
+
+    def sizes(levels):
+        for level in levels:
+            if len(level):
+                level.exp()
+
+    with Ranking(given) as mode:
+        sizes([torch.zeros(0, 4), torch.zeros(3, 4)])
+    assert list(mode.found) == ['exp_sizes_1']
 
 
 @pytest.fixture(scope='module')

@@ -152,9 +152,12 @@ def ranked_nms(mode: Ranking) -> Any:
     """Return the maker of an eager `batched_nms` whose boxes and scores `mode` sees."""
 
     def make(function: Any) -> Any:
-        def nms(boxes: Any, scores: Any, *args: Any, **kwargs: Any) -> Any:
+        def nms(boxes: Any, scores: Any, idxs: Any, nms_cfg: Any, *args: Any, **kwargs: Any) -> Any:
             boxes, scores = mode.border('nms_boxes', boxes), mode.border('nms_scores', scores)
-            return function(boxes, scores, *args, **kwargs)
+            for key in ('iou_threshold', 'iou_thr'):
+                if mode.overlap and nms_cfg and key in nms_cfg:
+                    nms_cfg = dict(nms_cfg, **{key: nms_cfg[key] + mode.overlap})
+            return function(boxes, scores, idxs, nms_cfg, *args, **kwargs)
 
         return nms
 
@@ -174,9 +177,11 @@ def ranked_rois(mode: Ranking) -> Any:
 
 
 @contextlib.contextmanager
-def ranked(model: torch.nn.Module, given: Mapping[str, torch.Tensor]) -> Iterator[Ranking]:
+def ranked(
+    model: torch.nn.Module, given: Mapping[str, torch.Tensor], overlap: float = 0.0
+) -> Iterator[Ranking]:
     """Inside the block the eager model's rankings start from given tensors where they have the same shape."""
-    mode = Ranking(given)
+    mode = Ranking(given, overlap)
     makers = {('mmcv.ops.nms', 'batched_nms'): ranked_nms(mode)}
     with contextlib.ExitStack() as stack:
         for module, name, (_, value) in _found(modules_of(model), makers):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import builtins
 import contextvars
 import dataclasses
-import functools
 import linecache
 import math
 import re
@@ -51,6 +50,10 @@ UNWRITTEN = {'requires_grad_', 'detach_', 'squeeze_', 'unsqueeze_', 't_', 'trans
 """Methods in place that write no values."""
 STEEP = 'exp', 'sigmoid', 'softmax'
 """Functions from a head's outputs to sizes and scores. Their inputs are borders, as rounding grows there."""
+BORDERS = re.compile(
+    r'(topk|sort|argsort|threshold|equal|nms_boxes|nms_scores|rois|exp|sigmoid|softmax)_\w+_\d+'
+)
+"""Names of tensors where rounding decides."""
 NOT_EMPTY = dict(eq=False, ne=True, gt=True, ge=True, lt=False, le=False)
 """Comparison of a count with 0 (`ge`, `lt`: with 1) -> its result where something was selected."""
 
@@ -130,7 +133,9 @@ class BorderNames:
             return ''
         while frame.f_code.co_filename.startswith(PASSED):
             frame = frame.f_back
-        title = f'{kind}_{frame.f_code.co_name.strip("<>_")}'
+        return self.next_of(f'{kind}_{frame.f_code.co_name.strip("<>_")}')
+
+    def next_of(self, title: str) -> str:
         self.counts[title] = self.counts.get(title, -1) + 1
         return f'{title}_{self.counts[title]}'
 
@@ -529,15 +534,14 @@ class Ranking(TorchFunctionMode):
 
     Attributes:
         given: name -> tensor of a file, used where the code's own tensor has the same shape.
+        overlap: added to the IoU thresholds of NMS.
         found: name -> the code's own tensor.
-        decisive: name -> function that leaves the values beyond a threshold as they are.
     """
 
-    def __init__(self, given: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, given: Mapping[str, torch.Tensor], overlap: float = 0.0) -> None:
         super().__init__()
-        self.given = given
+        self.given, self.overlap = given, overlap
         self.found: dict[str, torch.Tensor] = {}
-        self.decisive: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         self._names = BorderNames()
 
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -548,19 +552,18 @@ class Ranking(TorchFunctionMode):
         if name in STEEP and args and isinstance(args[0], torch.Tensor) and is_border(name, args[0]):
             args = (self.border(name, args[0]), *args[1:])
         kind, count = compared_floats(name, args)
-        known = len(self.found)
         args = (*(self.border(kind, operand) for operand in args[:count]), *args[count:])
-        if kind == 'threshold' and len(self.found) > known:
-            clip = np.maximum if COMPARED[name] in ('gt', 'ge') else np.minimum
-            self.decisive[next(reversed(self.found))] = functools.partial(clip, np.float32(args[1]))
         return function(*args, **kwargs)
 
     def border(self, kind: str, tensor: torch.Tensor) -> torch.Tensor:
         name = self._names.name(kind) if tensor.is_floating_point() and tensor.dim() else ''
         if not name:
             return tensor
-        self.found[name] = tensor.detach().clone()
         given = self.given.get(name)
+        while given is not None and tensor.numel() and not given.numel():
+            name = self._names.next_of(name.rpartition('_')[0])  # a trace does not skip what is empty
+            given = self.given.get(name)
+        self.found[name] = tensor.detach().clone()
         if given is None or given.shape != tensor.shape:
             return tensor
         if kind == 'equal' and tensor.untyped_storage().size() == tensor.nbytes:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.exporting.traced.functions import ranked
+from mmdeploy_ext.exporting.traced.mode import BORDERS
 from mmdeploy_ext.families.common.mmdet_reference import (
     boxes_of_classes,
     instances_of_classes,
@@ -18,6 +19,11 @@ from mmdeploy_ext.families.common.mmdet_reference import (
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+
+ROUNDING = 1e-6
+"""Rounding of an IoU."""
+NOT_REACHED = np.zeros(0, np.float32)
+"""Of a tensor that PyTorch's code does not compute for an input."""
 
 
 class TracedReference(ImageReference):
@@ -36,15 +42,33 @@ class TracedReference(ImageReference):
     def inner_tensors(
         self, tensors: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Inputs of rankings, thresholds and suppressions, each behind the file's earlier ones."""
-        with ranked(self.model, as_tensors(tensors)) as mode, contextlib.suppress(Exception):
+        """Inputs of rankings, thresholds and suppressions, each behind the file's earlier ones.
+
+        Those of another size fail, unless PyTorch's own suppression is at a tie: with another IoU threshold,
+        within rounding, it gives the size of the file.
+        """
+        sides: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None = None
+        for overlap in (0.0, ROUNDING, -ROUNDING):
+            found, is_whole = self._ranked(tensors, overlap)
+            titles = set(map(title_of, found))  # a replaced function may have tensors that PyTorch's has not
+            names = [name for name in tensors if BORDERS.fullmatch(name) and title_of(name) in titles]
+            expected = {name: found.get(name, NOT_REACHED) for name in names if is_whole or name in found}
+            expected = {name: array for name, array in expected.items() if array.size or tensors[name].size}
+            sides = sides or (expected, {name: tensors[name] for name in expected})
+            if all(array.shape == tensors[name].shape for name, array in expected.items()):
+                return expected, {name: tensors[name] for name in expected}
+            if not is_whole:
+                break
+        return sides
+
+    def _ranked(
+        self, tensors: Mapping[str, np.ndarray], overlap: float
+    ) -> tuple[dict[str, np.ndarray], bool]:
+        is_whole = False
+        with ranked(self.model, as_tensors(tensors), overlap) as mode, contextlib.suppress(Exception):
             self.results(*self.last)  # mmcv's NMS refuses float64
-        expected = {name: tensor.cpu().numpy() for name, tensor in mode.found.items() if tensor.numel()}
-        names = [name for name in expected if name in tensors and tensors[name].shape == expected[name].shape]
-        sides = expected, tensors
-        return tuple(
-            {name: mode.decisive.get(name, np.asarray)(side[name]) for name in names} for side in sides
-        )
+            is_whole = True
+        return {name: tensor.cpu().numpy() for name, tensor in mode.found.items()}, is_whole
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         given, own = as_tensors(tensors), self.model.simple_test
@@ -54,6 +78,10 @@ class TracedReference(ImageReference):
                 return own(*args, **kwargs)
 
         return {'simple_test': simple_test}
+
+
+def title_of(border: str) -> str:
+    return border.rpartition('_')[0]
 
 
 def as_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
