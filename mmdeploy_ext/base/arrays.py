@@ -115,7 +115,7 @@ class ArrayDistance:
 
 
 def other_values(array: np.ndarray) -> np.ndarray:
-    """Return an array of which every value is another one."""
+    """Return an array that differs in every value, except at 0.5."""
     return ~array if array.dtype.kind in 'biu' else (1 - array).astype(array.dtype)
 
 

@@ -327,7 +327,7 @@ def _count_large(
     chosen: Sequence[torch.Tensor],
     step: float,
 ) -> np.ndarray:
-    """Count those of the anchors `chosen` (B, A) of each level whose boxes are large enough."""
+    """Count the anchors `chosen` (B, A) of each level whose boxes are large enough."""
     settings = suppression_entries(head, 1.0, sum(rows.shape[1] for rows in chosen))
     if 'nms' in settings and is_in_library(type(head)):
         settings['nms'] = None  # as with an IoU of 1, without comparing all pairs

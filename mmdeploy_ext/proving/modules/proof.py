@@ -166,7 +166,7 @@ def calls_with_another(name: str, calls: Sequence[ModuleCall], seed: int) -> Ite
 
 
 def disturbed(calls: Sequence[ModuleCall], call: ModuleCall, seed: int) -> ModuleCall:
-    """Return a call whose floats are off by rounding, zeros by that of the samples' usual values."""
+    """Return a call with floats off by rounding; zeros by the rounding of the samples' usual values."""
     generator, tensors = torch.Generator().manual_seed(seed), {}
     for name, tensor in call.tensors.items():
         if tensor.is_floating_point():
@@ -722,7 +722,7 @@ class ModuleProof(Subject):
         if self.undecided:
             count = f'{len(self.undecided)} of {len(self.generated)} generated inputs'
             titles = ', '.join(self.undecided)
-            self.not_compared(f'{count}, whose results two roundings decide: {titles}')
+            self.not_compared(f'{count}: rounding decides their results: {titles}')
         sizes = [size for tensor in self.file_inputs.values() for size in tensor.axes or ()]
         if generate and not any(isinstance(size, str) for size in sizes):
             verdict.notes.append('the file has no dynamic axis: it is proven at the sizes of the samples')

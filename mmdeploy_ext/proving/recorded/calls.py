@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec.results import TensorRow
 
 
-# Recorded results of every generation of OpenMMLab as those of mmdet 2.28 and mmdet3d 1.0.0rc6.
+# Converts recorded results of every generation of OpenMMLab to results of mmdet 2.28 and mmdet3d 1.0.0rc6.
 
 
 ARRAYS = np.ndarray | torch.Tensor

@@ -28,7 +28,7 @@ from mmdeploy_ext.upstream.compat import numpy_checkpoint_globals
 from mmdeploy_ext.upstream.compat.import_hook import patched
 from mmdeploy_ext.upstream.weights.convert import mmdet3_names, rtdetr_names, solo_names
 
-# A `pickle` for `torch.load` that runs no code: names besides those of tensors become inert objects.
+# A `pickle` for `torch.load` that runs no code: all names except tensors' become inert objects.
 
 
 TENSORS = {
