@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from dev.pages.tables import table, write_between
 from mmdeploy_ext.base.files import read_json, write_json
-from mmdeploy_ext.base.source_code import versions
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, ENGINES, engines_of, present, title_of
 
 if TYPE_CHECKING:
@@ -324,7 +322,7 @@ def entry_of(result: Mapping[str, Any], files: Mapping[str, Path], notes: Sequen
             **{key: ratio[key] for key in ('median', 'q1', 'q3')},
             memory=round(memory[row['name']] / base, 3) if base and memory[row['name']] else None,
             **times_of(row), gmac=row['gmac'], gmac_per_s=row['gmac_per_s'],
-            peak=result['peak_gmac_per_s'], version=machine['versions']['mm2onnx'],
+            peak=result['peak_gmac_per_s'],
         ))  # fmt: skip
     refused = [
         f'{title_of(one["engine"])} refuses {one["label"]}: {one["reason"]}' for one in result['refused']
@@ -347,24 +345,17 @@ def times_of(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def merged(old: Mapping[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Return a case's new entry with the rows of an older one that were not measured again."""
+    """Return a case's new entry with the rows that this version measured on this machine and not again."""
+    if not old or machine_of(old) != machine_of(new):
+        return new
     measured = {(row['file'], row['engine']) for row in new['rows']}
-    kept = [
-        dict(row, version=version_of(old, row), machine=machine_of(old, row))
-        for row in old.get('rows', ())
-        if (row['file'], row['engine']) not in measured
-    ]
-    sizes = {**old.get('sizes', {}), **new.get('sizes', {})}
-    return {**old, **new, 'rows': [*kept, *new['rows']], 'sizes': sizes}
+    kept = [row for row in old['rows'] if (row['file'], row['engine']) not in measured]
+    return {**old, **new, 'rows': [*kept, *new['rows']], 'sizes': {**old['sizes'], **new['sizes']}}
 
 
-def machine_of(entry: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    return row.get('machine') or f'{entry["threads"]} threads of {entry["machine"]}'
-
-
-def version_of(entry: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """Return the version of mm2onnx that measured a row; older files have it in their line of the machine."""
-    return row.get('version') or re.search(r'mm2onnx ([^,]+)', entry['machine'])[1]
+def machine_of(entry: Mapping[str, Any]) -> str:
+    """Machine and versions, mm2onnx's too."""
+    return f'{entry["threads"]} threads of {entry["machine"]}'
 
 
 # ---- the page
@@ -389,8 +380,7 @@ def write_page(page: Path, cases: Mapping[str, Mapping[str, Any]]) -> None:
     notes = [f'- {entry["title"]}: {note}' for entry in cases.values() for note in entry['notes']]
     machines: dict[str, list[str]] = {}
     for entry in measured:
-        for machine in dict.fromkeys(machine_of(entry, row) for row in entry['rows']):
-            machines.setdefault(machine, []).append(entry['title'].partition(',')[0])
+        machines.setdefault(machine_of(entry), []).append(entry['title'].partition(',')[0])
     notes += [f'- Measured on {machine}: {", ".join(titles)}.' for machine, titles in machines.items()]
     write_between(page, 'benchmarks', content + '\n' + '\n'.join(notes) + '\n')
 
@@ -402,16 +392,15 @@ HEADINGS = (
 
 def figures(measured: Sequence[Mapping[str, Any]]) -> str:
     """Return the table: a row per model in eager PyTorch, and per file on an engine."""
-    rows, current = [], versions()['mm2onnx']
+    rows = []
     for entry in measured:
         title = entry['title']
         if eager := entry.get('eager'):
             rows.append([title, '', 'eager PyTorch', '', *_times(eager), '1', '', '', '', ''])
             title = ''
         for row in sorted(entry['rows'], key=_place_of):
-            file, version = row['file'], version_of(entry, row)
-            label = file if version == current else f'{file} ({version})'
-            cells = [title, label, title_of(row['engine']), entry['sizes'].get(file) or '', *_times(row)]
+            file = row['file']
+            cells = [title, file, title_of(row['engine']), entry['sizes'].get(file) or '', *_times(row)]
             cells += [f'**{row["median"]:.3f}**', f'{row["memory"]:.2f}' if row['memory'] else '']
             cells += ['', '', '']
             if speed := row.get('gmac_per_s'):
@@ -462,11 +451,11 @@ def draw(lines: Sequence[tuple[Mapping[str, Any], str]], engines: Sequence[str],
 
 
 SERIES = (
-    ('ONNX Runtime', '', '#2f6fb2', '#aac3de'),
-    ('torch.compile', 'D', '#d1495b', '#eba9b0'),
-    ('INT8', 'o', '#edae49', '#f9e0b5'),
+    ('ONNX Runtime', '', '#2f6fb2'),
+    ('torch.compile', 'D', '#d1495b'),
+    ('INT8', 'o', '#edae49'),
 )
-"""Name in README's chart, mark ('': a bar), colours of the present and of older versions."""
+"""Name in README's chart, mark ('': a bar), colour."""
 
 
 def draw_best(measured: Sequence[Mapping[str, Any]], target: Path) -> None:
@@ -480,19 +469,16 @@ def draw_best(measured: Sequence[Mapping[str, Any]], target: Path) -> None:
     figure = Figure(figsize=(8, 1 + 0.27 * len(ratios)), layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for name, marker, *colours in SERIES:
-        shown = [(place, *one[name]) for place, one in enumerate(ratios.values()) if name in one]
-        for is_old, color in enumerate(colours):
-            label = f'{name}, older version' if is_old else name
-            points = [(place, median) for place, median, old in shown if old == is_old]
-            if not points:
-                continue
-            places, medians = zip(*points, strict=True)
-            if marker:
-                axes.scatter(medians, places, marker=marker, color=color, label=label, zorder=3)
-            else:
-                bars = axes.barh(places, medians, height=0.6, color=color, label=label)
-                axes.bar_label(bars, fmt='%.2f', padding=4, fontsize=9)
+    for name, marker, color in SERIES:
+        points = [(place, one[name]) for place, one in enumerate(ratios.values()) if name in one]
+        if not points:
+            continue
+        places, medians = zip(*points, strict=True)
+        if marker:
+            axes.scatter(medians, places, marker=marker, color=color, label=name, zorder=3)
+        else:
+            bars = axes.barh(places, medians, height=0.6, color=color, label=name)
+            axes.bar_label(bars, fmt='%.2f', padding=4, fontsize=9)
     axes.axvline(1.0, color='#1b2330', linewidth=1, linestyle='--', label='eager PyTorch')
     axes.set_yticks(range(len(ratios)), [*ratios])
     axes.invert_yaxis()
@@ -504,11 +490,11 @@ def draw_best(measured: Sequence[Mapping[str, Any]], target: Path) -> None:
     figure.savefig(target, dpi=110, metadata={'Software': None})
 
 
-def best_ratios(entry: Mapping[str, Any]) -> dict[str, tuple[float, bool]]:
-    """Return the title of a bar or mark -> the ratio, and whether an older version measured it."""
-    found: dict[str, tuple[float, bool]] = {}
+def best_ratios(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return the title of a bar or mark -> the ratio."""
+    found: dict[str, float] = {}
     for row in entry['rows']:
-        ratio = row['median'], version_of(entry, row) != versions()['mm2onnx']
+        ratio = row['median']
         if row['engine'] == COMPILED:
             found['torch.compile'] = ratio
         elif row['engine'] == 'onnxruntime' and row['file'] in WHOLE:
