@@ -84,10 +84,13 @@ def _gap(verdict: Verdict, recording: Recording) -> str:
     if not recording.answered:
         return f'no input of this proof was recorded: {again}'
     if left_out := sorted({*recording.left_out}):
-        return f'not recorded, compared with PyTorch here: {", ".join(left_out)}: {again}'
+        return (
+            f'the recording answered {len(dict.fromkeys(recording.answered))} inputs; compared with PyTorch '
+            f'here: {", ".join(left_out)}: {again}'
+        )
     has_results = bool(verdict.with_figure('image') or verdict.series)
-    matched = verdict.summary()['matched'] + sum(sum(one['matched']) for one in verdict.series.values())
-    if not (matched if has_results else recording.rows):
+    there = verdict.summary()['reference'] + sum(sum(one['reference']) for one in verdict.series.values())
+    if not (there if has_results else recording.rows):
         return f'{NOTHING_COMPARED}: the recording has no results'
     return ''
 

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from mmcv.ops import batched_nms
 
 from marking import in_suite
 from mmdeploy_ext.api import ProofRequest, ask_read, prove_read, read_detector
@@ -19,6 +20,7 @@ from mmdeploy_ext.families.common.samples import ClockwiseBoxes
 from mmdeploy_ext.proving.recorded import record
 from mmdeploy_ext.proving.recorded.calls import Ask, Recording, as_mmdet2, convention_of, sums_of
 from mmdeploy_ext.proving.views.table import print_verdict
+from mmdeploy_ext.spec.verdict import NOTHING_COMPARED
 from proofs import fresh_exports_once, samples_alone
 from toy_atss import CHECKPOINT, CONFIG, REPO, export_toy, load_toy
 
@@ -132,6 +134,17 @@ def other_head(folder):
     changed_arrays(folder, of)
 
 
+def suppressed(folder):
+    def of(arrays):
+        for name, array in arrays.items():
+            if array.ndim == 2 and array.shape[1] == 5 and len(array):
+                boxes, scores = torch.from_numpy(array[:, :4].copy()), torch.from_numpy(array[:, 4].copy())
+                arrays[name] = batched_nms(boxes, scores, torch.zeros(len(array)), dict(iou_threshold=0.3))[0]
+        return arrays
+
+    changed_arrays(folder, of)
+
+
 def other_order(manifest):
     inputs = [call['input'] for call in manifest['calls']]
     for call, entry in zip(manifest['calls'], [*inputs[1:], inputs[0]], strict=True):
@@ -146,6 +159,8 @@ def other_weights(manifest):
 
 FAULTS = {
     'boxes 3 pixels to the right': lambda folder: columns(0, 2)(folder, 3.0),
+    'a decode 0.5 pixels off': lambda folder: columns(0, 1, 2, 3)(folder, 0.5),
+    'another NMS threshold': suppressed,
     'scores 0.05 lower': lambda folder: columns(4)(folder, -0.05),
     'boxes half as large': lambda folder: columns(2, 3)(folder, 0.0, 0.5),
     'outputs of the head': other_head,
@@ -177,12 +192,14 @@ def changed_arrays_of_own(folder):
 
 @pytest.mark.parametrize(
     'fault',
-    in_suite(FAULTS, 'boxes 3 pixels to the right', 'outputs of the head', 'the empty image alone'),
+    in_suite(FAULTS, 'a decode 0.5 pixels off', 'outputs of the head', 'the empty image alone'),
 )
 def test_a_recording_with_a_fault_is_no_proof(request_of_toy, recorded, tmp_path, fault):
     folder = shutil.copytree(recorded, tmp_path / 'rec')
     FAULTS[fault](folder)
-    assert not verdict_of(request_of_toy, folder).passed
+    found = verdict_of(request_of_toy, folder)
+    assert not found.passed
+    assert not any(line.startswith(NOTHING_COMPARED) for line in found.failures)
 
 
 def test_random_weights_are_not_recorded(request_of_toy, recorded, tmp_path, monkeypatch):
