@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from onnx import numpy_helper
 from torch.overrides import TorchFunctionMode
 
 from mmdeploy_ext.base.config import test_datasets, test_pipeline
@@ -192,6 +193,10 @@ NEAR = 1e-3
 LIBRARY = Path(torch.__file__).parent
 
 
+ENDS = (np.maximum, slice(0, 2)), (np.minimum, slice(2, 4))
+"""Of the box that two boxes share."""
+
+
 class Watch(TorchFunctionMode):
     """Notes, while PyTorch runs, how near values come to numbers of its code.
 
@@ -206,6 +211,26 @@ class Watch(TorchFunctionMode):
         self.gaps: dict[tuple[float, str], tuple[float, float]] = {}
         self.ends: dict[tuple[float, str, bool], float] = {}
         self.epsilons: set[float] = set()
+        self._compiled: list[Any] = []
+
+    def __enter__(self) -> Watch:
+        operators = sys.modules.get('mmcv.ops.nms')
+        compiled = vars(operators.NMSop)['forward'] if operators else None
+        self._compiled.append(compiled)
+
+        def forward(ctx: Any, boxes: torch.Tensor, scores: torch.Tensor, *settings: Any) -> torch.Tensor:
+            kept = compiled.__func__(ctx, boxes, scores, *settings)
+            self._suppress(boxes, scores, kept, *settings[:3])
+            return kept
+
+        if operators:
+            operators.NMSop.forward = staticmethod(forward)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if compiled := self._compiled.pop():
+            sys.modules['mmcv.ops.nms'].NMSop.forward = compiled
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(function, '__name__', '').strip('_'), kwargs or {}
@@ -225,12 +250,39 @@ class Watch(TorchFunctionMode):
         if number == 0 or not values.numel() or not place:
             return
         below, above = values[values < number], values[values >= number]
-        key = number, place
-        last = self.gaps.get(key, (-np.inf, np.inf))
-        self.gaps[key] = (
-            max(last[0], below.max().item() if below.numel() else -np.inf),
-            min(last[1], above.min().item() if above.numel() else np.inf),
+        self._note(
+            (number, place),
+            below.max().item() if below.numel() else -np.inf,
+            above.min().item() if above.numel() else np.inf,
         )
+
+    def _note(self, key: tuple[float, str], below: float, above: float) -> None:
+        last = self.gaps.get(key, (-np.inf, np.inf))
+        self.gaps[key] = max(last[0], below), min(last[1], above)
+
+    def _suppress(
+        self,
+        boxes: torch.Tensor,
+        scores: torch.Tensor,
+        kept: torch.Tensor,
+        number: float,
+        offset: int,
+        least: float = 0,
+    ) -> None:
+        """Note the largest IoU of two kept boxes, and the smallest by which a box was suppressed."""
+        place = _place()
+        if not place or not len(kept):
+            return
+        corners, best, scores = (one.numpy(force=True) for one in (boxes, kept, scores))
+        overlaps = _iou(corners[best].astype(np.float64), corners.astype(np.float64), offset)
+        overlaps[scores[best][:, None] < scores[None]] = -np.inf
+        overlaps[np.arange(len(best)), best] = -np.inf
+        scored = scores > least if least > 0 else np.ones(len(scores), bool)
+        lost = np.setdiff1d(np.flatnonzero(scored), best)
+        strongest = overlaps[:, lost].max(0)
+        strongest = strongest[strongest > number]  # others are beyond the limit of results
+        below = overlaps[:, best].max()
+        self._note((float(number), place), below, strongest.min(initial=np.inf))
 
     def _clamp(self, name: str, tensor: torch.Tensor, args: Any, kwargs: Mapping[str, Any]) -> None:
         names = ('max', 'min') if name == 'clamp_max' else ('min', 'max')
@@ -243,8 +295,7 @@ class Watch(TorchFunctionMode):
 
     def add(self, other: Watch) -> None:
         for key, (below, above) in other.gaps.items():
-            last = self.gaps.get(key, (-np.inf, np.inf))
-            self.gaps[key] = max(last[0], below), min(last[1], above)
+            self._note(key, below, above)
         for key, value in other.ends.items():
             pick = max if key[2] else min
             self.ends[key] = pick(self.ends.get(key, value), value)
@@ -274,12 +325,41 @@ class Watch(TorchFunctionMode):
             for entry in node.attribute if self.epsilons and node.op_type in NORM_NODES else ():
                 if entry.name == 'epsilon' and not np.isclose(entry.f, [*self.epsilons], 1e-6, 0).any():
                     found.setdefault((node.op_type, entry.f), []).append(node.name)
+        for node, epsilon in _added_epsilons(model) if self.epsilons else ():
+            own = np.array([*self.epsilons]).astype(epsilon.dtype)
+            if not np.isclose(epsilon, own, 1e-6, 0).any():
+                found.setdefault((node.op_type, float(epsilon)), []).append(node.name)
         usual = ', '.join(f'{epsilon:g}' for epsilon in sorted(self.epsilons))
         return [
             f'{kind} {names[0]}: epsilon {epsilon:g} ({len(names)} nodes); PyTorch has {usual}: too little '
             'for the results to show'
             for (kind, epsilon), names in found.items()
         ]
+
+
+def _iou(boxes: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
+    low, high = (pick(boxes[:, None, at], others[None, :, at]) for pick, at in ENDS)
+    inside = (high - low + offset).clip(0).prod(2)
+    areas, other_areas = ((side[:, 2:] - side[:, :2] + offset).prod(1) for side in (boxes, others))
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return np.nan_to_num(inside / (areas[:, None] + other_areas[None] - inside))
+
+
+def _added_epsilons(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, np.ndarray]]:
+    """Yield an Add of a number to a mean under a root, a normalisation below opset 17, and the number."""
+    nodes = [*all_nodes(model)]
+    numbers = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in nodes:
+        if node.op_type == 'Constant' and node.attribute[0].name == 'value':
+            numbers[node.output[0]] = node.attribute[0].t
+    roots = {name for node in nodes if node.op_type == 'Sqrt' for name in node.input}
+    means = {node.output[0] for node in nodes if node.op_type == 'ReduceMean'}
+    for node in nodes:
+        if node.op_type == 'Add' and node.output[0] in roots and means.intersection(node.input):
+            for name in numbers.keys() & {*node.input}:
+                value = numpy_helper.to_array(numbers[name])
+                if value.size == 1:
+                    yield node, value.reshape(())
 
 
 def _is_number(value: Any) -> bool:

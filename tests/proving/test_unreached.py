@@ -3,8 +3,10 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
-from onnx import helper
+from mmcv.ops import nms
+from onnx import helper, numpy_helper
 
 from mmdeploy_ext.proving.float64 import in_float64
 from mmdeploy_ext.proving.not_shown import Watch, count_voxels, counts_of_images, limits_of, unreached
@@ -82,10 +84,40 @@ def test_runs_that_measure_rounding_are_not_watched():
     assert not watch.gaps and not watch.ends
 
 
-def test_an_epsilon_that_no_normalisation_of_the_code_has_is_a_reason():
+def test_the_threshold_of_a_compiled_suppression_that_no_overlap_came_near_is_named():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4], [0, 0, 10, 7], [30, 0, 40, 10]])
+    watch, near = Watch(), Watch()
+    with watch:
+        kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), 0.5)[1]
+    assert kept.tolist() == [0, 1, 3]  # overlaps 0.4 of two kept boxes, 0.7 of a suppressed one
+    (line,) = watch.lines(dict(nms=dict(iou_threshold=0.5)), '--images')
+    assert line.startswith('iou_threshold 0.5 (') and 'nearest values 0.4 and 0.7' in line
+    boxes[1, 3], boxes[2, 1], boxes[2, 3] = 4.999, 4.999, 10
+    with near:
+        nms(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), 0.5)
+    nms(boxes, torch.ones(4), 0.3)
+    assert not near.lines({}, '--images') and len(near.gaps) == 1
+
+
+def attribute(epsilon):
+    return [helper.make_node('LayerNormalization', ['x', 'w'], ['y'], 'norm', epsilon=epsilon)], []
+
+
+def added(epsilon):
+    """A normalisation as exporters write it below opset 17."""
+    nodes = [
+        helper.make_node('ReduceMean', ['x'], ['m'], axes=[-1]),
+        helper.make_node('Add', ['m', 'e'], ['v'], 'norm'),
+        helper.make_node('Sqrt', ['v'], ['y']),
+    ]
+    return nodes, [numpy_helper.from_array(np.float32(epsilon), 'e')]
+
+
+@pytest.mark.parametrize('form', [attribute, added])
+def test_an_epsilon_that_no_normalisation_of_the_code_has_is_a_reason(form):
     def model(epsilon):
-        node = helper.make_node('LayerNormalization', ['x', 'w'], ['y'], 'norm', epsilon=epsilon)
-        return helper.make_model(helper.make_graph([node], 'g', [], []))
+        nodes, numbers = form(epsilon)
+        return helper.make_model(helper.make_graph(nodes, 'g', [], [], numbers))
 
     watch = Watch()
     assert not watch.other_epsilons(model(1e-4))
