@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mmdeploy_ext.proving.views.report import picture_uri
 from mmdeploy_ext.runtime.occupancy import Instances, Occupancy, from_above
 from mmdeploy_ext.runtime.tasks import task_module
 from mmdeploy_ext.spec.results import Pair
@@ -53,6 +54,11 @@ def test_wrong_voxels_are_white_in_the_picture_of_both_sides():
     whites = [int((TASK.draw_pair(TASK.fit_pair(one), 'abcd') == 255).all(-1).sum()) for one in (pair,)]
     same = TASK.draw_pair(Pair('a', None, grid(), changed()), 'abcd')
     assert whites[0] > int((same == 255).all(-1).sum()) + 100
+
+
+def test_a_report_has_the_picture_of_both_sides():
+    pair = Pair('a', None, grid(), changed())
+    assert picture_uri(pair, 'abcd', 'occupancy').startswith('data:image/jpeg;base64,')
 
 
 def test_the_view_from_above_has_the_highest_voxel_that_is_not_free():

@@ -217,8 +217,9 @@ def picture_uri(pair: Pair, classes: Sequence[str], task: str = 'bbox2d') -> str
     if task == 'bev':
         return 'data:image/png;base64,' + base64.b64encode(encode_png(draw_bev(pair))).decode()
     drawing = task_module(task)
-    surest = max((float(side.scores.max(initial=0)) for side in (pair.reference, pair.candidate)), default=0)
-    options = {} if surest >= SHOWN_SCORE else dict(score_thr=FAINT_SCORE)
+    scores = [getattr(side, 'scores', None) for side in (pair.reference, pair.candidate)]  # voxels have none
+    is_faint = all(side is not None and side.max(initial=0) < SHOWN_SCORE for side in scores)
+    options = dict(score_thr=FAINT_SCORE) if is_faint else {}
     jpeg = encode_jpeg(drawing.draw_pair(drawing.fit_pair(pair), classes, **options))
     return 'data:image/jpeg;base64,' + base64.b64encode(jpeg).decode()
 
