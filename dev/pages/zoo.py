@@ -28,6 +28,7 @@ from dev.zoo.records import (
 )
 from mmdeploy_ext.base.errors import one_line
 from mmdeploy_ext.base.files import read_json, write_json
+from mmdeploy_ext.families.detector import TRACED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -70,6 +71,7 @@ class Kind:
         title: English name.
         families: families of its configs.
         tasks: tasks of its configs, see `Record.task`; () for all.
+        detectors: classes of detectors whose traced test path it is.
         any_input: whether one file takes any input, so that there is no second export.
         in_3d: whether results are boxes in 3D, which differ by metres and not by IoU.
     """
@@ -78,6 +80,7 @@ class Kind:
     title: str
     families: tuple[str, ...]
     tasks: tuple[str, ...] = ()
+    detectors: tuple[str, ...] = ()
     any_input: bool = False
     in_3d: bool = False
 
@@ -93,8 +96,8 @@ KINDS = (
     Kind('queries', 'Detectors of queries: boxes and masks', ('query',), ('bbox2d', 'mask', 'boxed_mask')),
     Kind('panoptic', 'Panoptic segmentation', ('two_stage', 'query'), ('panoptic',)),
     Kind('solo', 'SOLO, SOLOv2, Decoupled SOLO', ('solo',)),
-    Kind('yolact', 'YOLACT', ('yolact',)),
-    Kind('corner', 'CornerNet, CentripetalNet', ('corner',)),
+    Kind('yolact', 'YOLACT', ('yolact',), detectors=('YOLACT',)),
+    Kind('corner', 'CornerNet, CentripetalNet', ('corner',), detectors=('CornerNet',)),
     Kind('lidar-anchors', 'LiDAR: anchors', ANCHORS, any_input=True, in_3d=True),
     Kind('lidar-centres', 'LiDAR: centres', ('centerpoint',), any_input=True, in_3d=True),
     Kind('one-camera', 'One camera: boxes in 3D', PICTURES_3D, in_3d=True),
@@ -106,11 +109,16 @@ def by_kind(records: Sequence[Record]) -> dict[Kind, list[Record]]:
     """Return kind -> its records, for kinds that have some; `NO_FAMILY` has records of unlisted families."""
     groups = collections.defaultdict(list)
     listed = {family for kind in KINDS for family in kind.families}
+    detectors = {detector for kind in KINDS for detector in kind.detectors}
     for kind in KINDS:
         for record in records:
-            if record.family in kind.families and (not kind.tasks or record.task in kind.tasks):
+            is_traced = record.family == TRACED and record.parts['detector'] in kind.detectors
+            of_family = record.family in kind.families and (not kind.tasks or record.task in kind.tasks)
+            if is_traced or of_family:
                 groups[kind].append(record)
-    if others := [record for record in records if record.family not in listed]:
+    others = [record for record in records if record.family not in listed]
+    others = [one for one in others if one.family != TRACED or one.parts['detector'] not in detectors]
+    if others:
         groups[NO_FAMILY] = others
     return groups
 

@@ -42,6 +42,7 @@ from mmdeploy_ext.graphs.io.types import LARGEST_SHAPE
 from mmdeploy_ext.graphs.passes.constants import compute_constants, split_global_means, zero_denormals
 from mmdeploy_ext.graphs.passes.merge import concatenate
 from mmdeploy_ext.graphs.passes.norms import replace_group_norm
+from mmdeploy_ext.graphs.passes.over_images import over_images
 from mmdeploy_ext.graphs.passes.rename import apply_spec, check_axes, name_ends
 from mmdeploy_ext.graphs.passes.simplify import simplify
 from mmdeploy_ext.spec.metadata import Metadata
@@ -225,7 +226,8 @@ def export_stages(
         if not options.get('dynamic', False):
             letters.update({name: {**letters.get(name, {}), 1: f'{name}_rows'} for name in stage.varying})
         with operators_as(stage.operators or current_form()):
-            model, outputs = _run_with_outputs(stage, args, dynamic, options.opset, multiples)
+            exported = _run_each_image if stage.each_image else _run_with_outputs
+            model, outputs = exported(stage, args, dynamic, options.opset, multiples)
         parts.append(model)
         for name, tensor in zip(later, outputs() if later else (), strict=True):
             tensors[name] = tensor.detach()
@@ -272,6 +274,18 @@ def _run_with_outputs(
         return result if isinstance(result, tuple | list) else (result,)
 
     return model, outputs
+
+
+def _run_each_image(
+    stage: Stage, args: tuple[torch.Tensor, ...], dynamic: Mapping[str, Mapping[int, str]], *how: Any
+) -> tuple[onnx.ModelProto, Callable[[], Sequence[torch.Tensor]]]:
+    """Export a stage for one image, in a loop over images; inputs of one axis belong to all images."""
+    of_image = {name: {axis: axes[axis] for axis in axes if axis} for name, axes in dynamic.items()}
+    image = tuple(one[:1].contiguous() if one.dim() > 1 else one for one in args)
+    model, outputs = _run_with_outputs(stage, image, of_image, *how)
+    axes = {name: one.dim() for name, one in zip(stage.inputs, args, strict=True)}
+    shared, settings = ([name for name in axes if axes[name] == count] for count in (1, 2))
+    return over_images(model, shared, settings), outputs
 
 
 def _example_outputs(stage: Stage, args: tuple[torch.Tensor, ...]) -> Any:

@@ -170,7 +170,7 @@ class Families(dict[str, Family]):
 
     def __missing__(self, name: str) -> Family:
         registration = find_registration(name)
-        if registration is None:
+        if registration is None or not registration.family:
             raise KeyError(name)
         importlib.import_module(UPSTREAM_LAYERS)
         self[name] = registration.load_family()
@@ -178,7 +178,7 @@ class Families(dict[str, Family]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the family of this name, or `default`."""
-        return self[name] if name in self or find_registration(name) else default
+        return self[name] if name in self or registration_of(name).family else default
 
 
 FAMILIES = Families()

@@ -109,6 +109,8 @@ class Registration:
 
 _REGISTERED: dict[str, Registration] = {}
 _MODELS: list[str] = []
+_READ: dict[str, Registration] = {}
+"""Families of older versions whose files are still read."""
 _WAITING: dict[str, list[Callable[[], None]]] = {}
 """Name of an unregistered family -> its contracts, registered after it."""
 
@@ -196,6 +198,11 @@ def register_family(
     _REGISTERED[name] = registration
     for register in _WAITING.pop(name, ()):
         register()
+
+
+def register_files(name: str, facts: str, runtime: str) -> None:
+    """Make files of a family that is gone readable; arguments as in `register_family`."""
+    _READ[name] = Registration(name, '', facts=facts, runtime=runtime)
 
 
 def register_contract(
@@ -323,9 +330,9 @@ def registered() -> Mapping[str, Registration]:
 
 
 def find_registration(family: str) -> Registration | None:
-    """Registration of a family or None; installed packages are searched last."""
+    """Registration of a family, or of its files, or None; installed packages are searched last."""
     _import_own()
-    return _REGISTERED.get(family) or registered().get(family)
+    return _REGISTERED.get(family) or _READ.get(family) or registered().get(family)
 
 
 @functools.cache

@@ -311,6 +311,7 @@ class Stage:
         passes: model -> (model, changed), run after the merge.
         varying: outputs for later stages with one row (axis 1) per result; dynamic.
         operators: see `upstream.operators.operator.operators_as`; '' is the export's form.
+        each_image: exported for one image, and run for each image of a batch; its outputs have constant rows.
     """
 
     name: str
@@ -321,6 +322,7 @@ class Stage:
     passes: tuple[Callable[[onnx.ModelProto], tuple[onnx.ModelProto, bool]], ...] = ()
     varying: tuple[str, ...] = ()
     operators: str = ''
+    each_image: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

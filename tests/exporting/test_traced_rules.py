@@ -6,9 +6,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from mmcv.ops import CornerPool
 from torch import nn
 from torch.nn import functional as F
 
+from mmdeploy_ext.exporting.copy import AXES, replace_class
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.traced.mode import SHADOWS, Limit, Tracing, is_traced
 from mmdeploy_ext.exporting.traced.whole import first_difference
@@ -261,3 +263,12 @@ def graphs(function, *examples):
 def test_two_traces_differ_by_what_they_compute_and_not_by_how_pytorch_stores_it():
     assert first_difference(*graphs(read_after_a_copy, boxes(1), boxes(12))) == ''
     assert 'test_traced_rules.py' in first_difference(*graphs(scaled_by_its_size, boxes(1), boxes(12)))
+
+
+@pytest.mark.parametrize('mode', AXES)
+@pytest.mark.parametrize('size', [(1, 1), (40, 33)])
+def test_pooling_of_corners_by_steps_is_that_of_mmcv(mode, size):
+    x, pool = torch.randn(2, 3, *size), CornerPool(mode)
+    wanted = pool(x)
+    replace_class(pool)
+    assert torch.equal(pool(x), wanted)

@@ -1,5 +1,7 @@
 """A detector's own test path as one file: exported, proven and run like any other."""
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
@@ -12,10 +14,12 @@ from torch import nn
 import mmdeploy_ext
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import export_app, run_app
+from mmdeploy_ext.exporting.export import save
 from mmdeploy_ext.exporting.traced.functions import ranked
 from mmdeploy_ext.exporting.traced.mode import Ranking
 from mmdeploy_ext.families.detector import prepare_fixed
 from mmdeploy_ext.families.traced.reference import TracedReference
+from mmdeploy_ext.families.traced.runtime import CornerFacts, YolactFacts
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.spec.comparison import compare_named
 from mmdeploy_ext.spec.metadata import read_metadata
@@ -79,12 +83,13 @@ def test_a_result_for_nothing_that_a_trace_does_not_have_is_not_proven(tmp_path)
 def test_a_detector_whose_family_refuses_it_is_traced_whole_and_proven(tmp_path, capsys):
     path = tmp_path / 'm.onnx'
     config = with_head(tmp_path, 'HeadWithAThreshold')
-    words = [config, CHECKPOINT, '--out', str(path), '--shape', '128', '160', '--verify']
+    words = [config, CHECKPOINT, '--out', str(path), '--shape', '128', '160', '--batch-size', '2', '--verify']
     assert export_app.main(words) == 0
     said = capsys.readouterr().out
     assert 'PROVEN' in said and 'traced whole' in said
     metadata = read_metadata(path)
     assert metadata.family == 'traced' and metadata.spec.output_names == ['dets', 'labels', 'valid']
+    assert [tensor.axes[0] for tensor in metadata.spec.outputs] == [2, 2, 2]
 
 
 def test_a_trace_is_written_by_torchscript_alone(tmp_path):
@@ -241,6 +246,28 @@ def test_an_input_that_takes_the_other_branch_is_not_proven(branching):
     verdict = mmdeploy_ext.prove(config, CHECKPOINT, path, samples=[PICTURE])
     failed = [finding for finding in verdict.findings if finding.passed is False]
     assert {finding.figures['tensor'] for finding in failed} == {'valid'} and not verdict.proven
+
+
+@pytest.mark.parametrize(
+    'facts',
+    [
+        CornerFacts(
+            corner_topk=100, max_per_img=100, local_maximum_kernel=3, distance_threshold=0.5, num_classes=3
+        ),
+        YolactFacts(
+            score_thr=0.1, iou_thr=0.5, mask_thr=0.5, nms_pre=9, top_k=9, max_per_img=9, num_classes=3
+        ),
+    ],
+)
+def test_files_of_families_of_older_versions_run(facts, branching, tmp_path):
+    family = type(facts).__name__.removesuffix('Facts').lower()
+    older = dataclasses.replace(read_metadata(branching[1]), family=family, postprocess=facts)
+    path, image = str(tmp_path / 'old.onnx'), np.zeros((90, 120, 3), np.uint8)
+    save(onnx.load(branching[1]), path, older)
+    models = mmdeploy_ext.open_model(path), mmdeploy_ext.open_model(branching[1])
+    with models[0] as old, models[1] as new, pytest.warns(UserWarning, match='valid'):
+        np.testing.assert_array_equal(old(image).scores, new(image).scores)
+    assert run_app.main([path, PICTURE, '--out', str(tmp_path / 'out')]) == 0
 
 
 def test_run_warns_of_an_invalid_image_and_strict_refuses_it(branching, tmp_path, capsys):

@@ -60,7 +60,9 @@ def detector_of(kind):
     return seeded_detector(cfg)
 
 
-@pytest.mark.parametrize(('kind', 'chosen'), in_suite(CASES, ('mask', {}), ('plain', {})))
+@pytest.mark.parametrize(
+    ('kind', 'chosen'), in_suite(CASES, ('mask', {}), ('plain', {}), ('yolact', dict(dynamic=True)))
+)
 def test_a_file_is_proven(kind, chosen, tmp_path):
     detector = detector_of(kind)
     options = detector.family.choose(height=SIZE[0], width=SIZE[1], opset=17, **chosen)

@@ -121,8 +121,8 @@ def place() -> tuple[str, int]:
 class BorderNames:
     """Names of the tensors where rounding decides, the same in a trace and in eager PyTorch."""
 
-    def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
+    def __init__(self, counts: Mapping[str, int] = types.MappingProxyType({})) -> None:
+        self.counts = dict(counts)
 
     def name(self, kind: str) -> str:
         """Return the name of the next tensor of a kind in the calling function, or '' within an NMS."""
@@ -148,13 +148,15 @@ class Tracing(TorchFunctionMode):
         borders: name -> float tensor where rounding decides: inputs of rankings, thresholds and suppressions.
     """
 
-    def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, inputs: Sequence[torch.Tensor], counts: Mapping[str, int] = types.MappingProxyType({})
+    ) -> None:
         super().__init__()
         self.inputs = {torch._C._get_value_trace(tensor).unique() for tensor in inputs}
         self.escapes: list[Escape] = []
         self.conditions: list[torch.Tensor] = []
         self.borders: dict[str, torch.Tensor] = {}
-        self._names = BorderNames()
+        self._names = BorderNames(counts)
         self._depends: dict[int, bool] = {}
         self._views: dict[int, tuple[torch.Tensor, torch.Tensor, Any]] = {}
         self._counts: dict[int, torch.Tensor] = {}
@@ -542,7 +544,7 @@ class Ranking(TorchFunctionMode):
         super().__init__()
         self.given, self.overlap = given, overlap
         self.found: dict[str, torch.Tensor] = {}
-        self._names = BorderNames()
+        self.names = BorderNames()
 
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -556,12 +558,12 @@ class Ranking(TorchFunctionMode):
         return function(*args, **kwargs)
 
     def border(self, kind: str, tensor: torch.Tensor) -> torch.Tensor:
-        name = self._names.name(kind) if tensor.is_floating_point() and tensor.dim() else ''
+        name = self.names.name(kind) if tensor.is_floating_point() and tensor.dim() else ''
         if not name:
             return tensor
         given = self.given.get(name)
         while given is not None and tensor.numel() and not given.numel():
-            name = self._names.next_of(name.rpartition('_')[0])  # a trace does not skip what is empty
+            name = self.names.next_of(name.rpartition('_')[0])  # a trace does not skip what is empty
             given = self.given.get(name)
         self.found[name] = tensor.detach().clone()
         if given is None or given.shape != tensor.shape:

@@ -5,11 +5,15 @@ Glossary: H, W network input in pixels, n results.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -17,12 +21,17 @@ from torch import nn
 
 from mmdeploy_ext.base.source_code import place_of_line
 from mmdeploy_ext.exporting.export import patched_libraries, whole_path
+from mmdeploy_ext.exporting.substitution import substituted
 from mmdeploy_ext.exporting.traced.functions import named_results, ranked, replaced
 from mmdeploy_ext.exporting.traced.mode import PASSED, Escape, Tracing, is_traced
 from mmdeploy_ext.spec.tensors import VALID
 from mmdeploy_ext.upstream.operators.operator import FRAME, hw
 
 INPUTS = ('input', 'img_shape', 'scale_factor', 'ori_shape', 'border')
+LAYOUTS = 'mm2onnx_layouts'
+"""Attribute of a model, shared by its copies, with its layouts."""
+SIZE, NETWORK_VALID = OF_BATCH = 'network_size', 'network_valid'
+"""Tensors behind the network: H, W (2,) int64; whether what its graph holds of the example is true (1,)."""
 
 
 def named(result: Any, path: str = '') -> dict[str, torch.Tensor]:
@@ -42,8 +51,104 @@ def named(result: Any, path: str = '') -> dict[str, torch.Tensor]:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """The modules at the start of a test path that run once for all images of a batch: its network.
+
+    Attributes:
+        calls: path of a module -> its result, with names of maps (B, C, h, w) in place of the maps.
+        names: of the maps that later code uses, in order.
+        counts: numbers of inner tensors in the network, see `BorderNames`.
+    """
+
+    calls: Mapping[str, Any]
+    names: tuple[str, ...] = ()
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def results(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Return path of a module's `forward` -> its result, of `tensors`, with None for others."""
+        return {f'{path}.forward': nested(names, tensors.get) for path, names in self.calls.items()}
+
+    def maps(self, path: str, result: Any) -> dict[str, torch.Tensor]:
+        return dict(zip(leaves(self.calls[path]), leaves(result), strict=True))
+
+
+def nested(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return nested lists with changed leaves."""
+    if isinstance(value, dict):
+        return {key: nested(one, change) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)([nested(one, change) for one in value])
+    return change(value)
+
+
+def leaves(value: Any) -> list[Any]:
+    found: list[Any] = []
+    nested(value, found.append)
+    return found
+
+
+class Reached(Exception):
+    """The network of a test path is done."""
+
+
+@contextlib.contextmanager
+def outer_calls(model: nn.Module, done: Any) -> Iterator[None]:
+    """Inside the block `done(path, result)` follows each call of a module by the test path itself."""
+    inner: list[str] = []
+
+    def watched(path: str, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        inner.append(path)
+        try:
+            result = forward(*args, **kwargs)
+        finally:
+            inner.pop()
+        if not inner:
+            done(path, result)
+        return result
+
+    with contextlib.ExitStack() as stack:
+        for path, module in model.named_modules():
+            if path:
+                forward = functools.partial(watched, path, module.forward)
+                stack.enter_context(mock.patch.object(module, 'forward', forward))
+        yield
+
+
+class Network(nn.Module):
+    """The start of a test path up to its last map."""
+
+    def __init__(self, model: nn.Module, cut: Cut) -> None:
+        super().__init__()
+        self.model, self.cut = model, cut
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return maps `Cut.names` of normalised images (B, 3, H, W), and `OF_BATCH`."""
+        found: dict[str, torch.Tensor] = {}
+
+        def done(path: str, result: Any) -> None:
+            found.update(self.cut.maps(path, result))
+            if path == list(self.cut.calls)[-1]:
+                raise Reached
+
+        valid = torch.ones((), dtype=torch.bool)
+        with contextlib.ExitStack() as stack:
+            for context in (replaced(self.model), whole_path()) if is_traced() else ():
+                stack.enter_context(context)
+            metas = metas_of({'input': image}) if is_traced() else eager_metas({'input': image})
+            mode = stack.enter_context(Tracing((image,))) if is_traced() else None
+            with outer_calls(self.model, done), contextlib.suppress(Reached):
+                self.model.simple_test(image, metas, rescale=True)
+            if mode:
+                valid = mode.valid()
+        return (*(found[name] for name in self.cut.names), hw(image), valid[None])
+
+
 class Whole(nn.Module):
-    """`simple_test` of a detector on one picture, and `valid`."""
+    """`simple_test` of a detector on one picture, or the part behind its network, and `valid`.
+
+    With a number of `rows` the results are padded to it.
+    """
 
     def __init__(
         self,
@@ -51,9 +156,12 @@ class Whole(nn.Module):
         names: tuple[str, ...] = (),
         inputs: tuple[str, ...] = INPUTS,
         borders: tuple[str, ...] = (),
+        cut: Cut | None = None,
+        rows: int = 0,
     ) -> None:
         super().__init__()
         self.model, self.names, self.inputs, self.borders = model, names, inputs, borders
+        self.cut, self.rows = cut, rows
         self.mode: Tracing | None = None
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -63,59 +171,81 @@ class Whole(nn.Module):
             tensors: the `inputs` in turn: `input` (1, 3, H, W) normalised; `img_shape` (1, 2) h, w before
                 padding, 0 means the input size; `scale_factor` (1, 4) `w h w h`, input / original;
                 `ori_shape` (2,) int64 h, w, 0 means the input size; `border` (1, 2) rows of padding above,
-                columns left.
+                columns left; the maps of `cut` and `OF_BATCH`.
         """
         given = dict(zip(self.inputs, tensors, strict=True))
+        if SIZE in given:
+            given['input'] = torch.zeros(()).expand(1, 3, given[SIZE][0], given[SIZE][1])
         if not is_traced():
             return self._eager(given)
-        with replaced(self.model), whole_path(), warnings.catch_warnings(), torch.no_grad():
+        with contextlib.ExitStack() as stack:
+            quiet = warnings.catch_warnings(), torch.no_grad()
+            for context in (replaced(self.model), whole_path(), *quiet):
+                stack.enter_context(context)
             warnings.simplefilter('ignore')
-            metas = self._metas(given)
-            with Tracing(tensors) as self.mode:
+            if self.cut:
+                stack.enter_context(substituted(self.model, self.cut.results(given)))
+            metas = metas_of(given)
+            with Tracing(tensors, self.cut.counts if self.cut else {}) as self.mode:
                 result = self.model.simple_test(given['input'], metas, rescale=True)
-            rows = sorted_rows(named(result)) | {VALID: self.mode.valid()}
+            rows = sorted_rows(named(result))
+            if self.rows:
+                self.mode.conditions += [tensor.shape[0] <= self.rows for tensor in rows.values()][:1]
+                rows = {name: padded(name, tensor, self.rows) for name, tensor in rows.items()}
+            valid = self.mode.valid()
+            if NETWORK_VALID in given:
+                valid = valid & given[NETWORK_VALID][0]
+            rows |= {VALID: valid}
         self.found = {name: tensor[None] for name, tensor in rows.items()}
         results = tuple(self.found[name].clone() for name in self.names or self.found)
         return (*results, *(self.mode.borders[name] for name in self.borders))
 
     def _eager(self, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        metas = self._metas(given)
-        for meta in metas:
-            for name in ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'):
-                meta[name] = tuple(map(int, meta[name]))
-            meta['scale_factor'], meta['border'] = meta['scale_factor'].numpy(), meta['border'].numpy()
-        with named_results(self.model), torch.no_grad(), ranked(self.model, {}) as mode:
+        metas, network = eager_metas(given), self.cut.results(given) if self.cut else {}
+        given_maps = substituted(self.model, network)
+        with named_results(self.model), torch.no_grad(), ranked(self.model, {}) as mode, given_maps:
             result = self.model.simple_test(given['input'], metas, rescale=True)
         rows = sorted_rows(named(result)) | {VALID: torch.ones((), dtype=torch.bool)}
         missing = torch.zeros(0)  # without a result some heads return no masks
         results = (rows.get(name, missing)[None] for name in self.names or rows)
         return (*results, *(mode.found.get(name, missing) for name in self.borders))
 
-    def _metas(self, given: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-        image = given['input']
-        size = hw(image)
-        shapes = {}
-        for name in ('img_shape', 'ori_shape'):
-            asked = given[name].reshape(2).to(torch.int64) if name in given else torch.zeros_like(size)
-            shapes[name] = torch.where(asked > 0, asked, size)
-        border = given['border'][0] if 'border' in given else torch.zeros(2)
-        top, left = border[0], border[1]
-        height, width = (shapes['img_shape'][axis] for axis in (0, 1))
-        bottom, right = top + height, left + width
-        return [
-            dict(
-                img_shape=(height, width, 3),
-                ori_shape=(shapes['ori_shape'][0], shapes['ori_shape'][1], 3),
-                pad_shape=(*image.shape[2:], 3),
-                batch_input_shape=tuple(image.shape[2:]),
-                scale_factor=given['scale_factor'][0],
-                border=torch.stack([top, bottom, left, right]),
-                filename='',
-                ori_filename='',
-                flip=False,
-                flip_direction=None,
-            )
-        ]
+
+def metas_of(given: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
+    """Return the metadata of a picture, of traced tensors."""
+    image = given['input']
+    size = hw(image)
+    shapes = {}
+    for name in ('img_shape', 'ori_shape'):
+        asked = given[name].reshape(2).to(torch.int64) if name in given else torch.zeros_like(size)
+        shapes[name] = torch.where(asked > 0, asked, size)
+    border = given['border'][0] if 'border' in given else torch.zeros(2)
+    top, left = border[0], border[1]
+    height, width = (shapes['img_shape'][axis] for axis in (0, 1))
+    bottom, right = top + height, left + width
+    return [
+        dict(
+            img_shape=(height, width, 3),
+            ori_shape=(shapes['ori_shape'][0], shapes['ori_shape'][1], 3),
+            pad_shape=(*image.shape[2:], 3),
+            batch_input_shape=tuple(image.shape[2:]),
+            scale_factor=given['scale_factor'][0] if 'scale_factor' in given else torch.ones(4),
+            border=torch.stack([top, bottom, left, right]),
+            filename='',
+            ori_filename='',
+            flip=False,
+            flip_direction=None,
+        )
+    ]
+
+
+def eager_metas(given: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
+    metas = metas_of(given)
+    for meta in metas:
+        for name in ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'):
+            meta[name] = tuple(map(int, meta[name]))
+        meta['scale_factor'], meta['border'] = meta['scale_factor'].numpy(), meta['border'].numpy()
+    return metas
 
 
 def sorted_rows(results: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -125,6 +255,53 @@ def sorted_rows(results: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return results
     order = scores.sort(0, descending=True)[1]
     return {name: tensor[order] for name, tensor in results.items()}
+
+
+def padded(name: str, tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return a result with rows of 0, labels of -1, behind its own."""
+    missing = (rows - tensor.shape[0], *tensor.shape[1:])
+    return torch.cat([tensor, tensor.new_full(missing, -1 if name == 'labels' else 0)])
+
+
+def cut_of(model: nn.Module, size: tuple[int, int]) -> tuple[Cut | None, tuple[str, ...]]:
+    """Return where a test path's network ends, with pictures of a size (H, W), and inner tensors behind it.
+
+    It ends before the first module whose results are no maps (B, C, h, w) of each image of a batch.
+    """
+    found: list[list[tuple[str, Any, dict[str, int]]]] = []
+    for batch in (3, 2):
+        calls: list[tuple[str, Any, dict[str, int]]] = []
+        found.append(calls)
+        image = example(model, size, 0, INPUTS[:1])[0].expand(batch, -1, -1, -1).contiguous()
+        with torch.no_grad(), contextlib.suppress(Exception), ranked(model, {}) as mode:
+
+            def done(path: str, result: Any) -> None:
+                is_known = path in [known for known, *_ in calls]  # noqa: B023
+                if is_known or not all(is_map(one, batch) for one in leaves(result)):  # noqa: B023
+                    raise Reached
+                calls.append((path, result, dict(mode.names.counts)))  # noqa: B023
+
+            with outer_calls(model, done):
+                model.simple_test(image, eager_metas({'input': image}) * batch, rescale=True)
+    named_calls, maps, counts = {}, {}, {}
+    for (other, *_), (path, result, known) in zip(*found, strict=False):
+        if other != path:
+            break
+        counts = known
+        number = itertools.count()
+        named_calls[path] = nested(result, lambda _: f'{path.replace(".", "_")}_{next(number)}')  # noqa: B023
+        maps |= {name: one[:1].contiguous() for name, one in Cut(named_calls).maps(path, result).items()}
+    if not named_calls:
+        return None, ()
+    whole = Whole(model, inputs=(*INPUTS, *maps), cut=Cut(named_calls, counts=counts)).eval()
+    graph, _ = trace(whole, (*example(model, size, 0, INPUTS), *maps.values()))
+    used = _used(graph, whole.inputs)
+    cut = Cut(named_calls, tuple(name for name in maps if name in used), counts)
+    return cut, tuple(whole.mode.borders)
+
+
+def is_map(value: Any, batch: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() == 4 and value.shape[0] == batch
 
 
 def trace(whole: Whole, tensors: Sequence[torch.Tensor]) -> tuple[torch._C.Graph, tuple[torch.Tensor, ...]]:
@@ -146,6 +323,7 @@ class Layout:
         escapes: facts of the example that the graph holds, each place once.
         borders: inner tensors where rounding decides.
         difference: first node in which the traces differ, and its line; '' if they are equal.
+        cut: where the network ends, or None.
     """
 
     outputs: dict[str, tuple[str, int]]
@@ -153,6 +331,7 @@ class Layout:
     escapes: tuple[Escape, ...]
     borders: tuple[str, ...]
     difference: str
+    cut: Cut | None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -168,12 +347,17 @@ def layout_of(model: nn.Module, sizes: Sequence[tuple[int, int]], inputs: tuple[
         wholes.append(whole)
     first, second = (whole.mode.escapes for whole in wholes)
     found = wholes[0].found
+    cut, behind = None, ()
+    with contextlib.suppress(Exception):  # code that takes no given maps is one stage
+        cut, behind = cut_of(model, sizes[0])
+    borders = [name for name in wholes[0].mode.borders if name in wholes[1].mode.borders]
     return Layout(
         {name: (str(tensor.dtype).removeprefix('torch.'), tensor.dim()) for name, tensor in found.items()},
         _used(graphs[0], inputs),
         tuple(_held(first, second)),
-        tuple(name for name in wholes[0].mode.borders if name in wholes[1].mode.borders),
+        tuple(name for name in borders if not cut or name in behind),
         first_difference(*graphs),
+        cut,
     )
 
 

@@ -24,8 +24,9 @@ from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 from mmdeploy_ext.upstream.models.building import registered_class
 
-QUERY_HEAD = mmdet_module('mmdet.models.dense_heads').DETRHead
-"""Base class of mmdet's query heads: dense heads without priors."""
+heads = mmdet_module('mmdet.models.dense_heads')
+OTHERS = heads.DETRHead, heads.CornerHead, heads.YOLACTHead
+"""Base classes of heads of queries, and of heads whose test path is traced."""
 
 
 class DenseFamily(ImageFamily):
@@ -41,7 +42,7 @@ class DenseFamily(ImageFamily):
     def claims(self, cfg: Any) -> Claim:
         head = registered_class(HEADS, detector_parts.part_cfg(cfg.model, 'bbox_head').get('type'))
         detector = detector_parts.detector_of(cfg)
-        if head is None or issubclass(head, QUERY_HEAD):
+        if head is None or issubclass(head, OTHERS):
             return Claim.NO
         if detector is not None and not issubclass(detector, SingleStageDetector):
             return Claim.NO  # an unregistered detector is claimed: building it fails with its name

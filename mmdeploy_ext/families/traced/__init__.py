@@ -1,7 +1,7 @@
 """Any detector of single images: its own test path, traced whole."""
 
 from mmdeploy_ext.spec.options import Option
-from mmdeploy_ext.spec.registry import register_family
+from mmdeploy_ext.spec.registry import register_family, register_files
 
 register_family(
     'traced',
@@ -20,3 +20,6 @@ register_family(
     runtime='mmdeploy_ext.families.traced.runtime',
     claims=('BaseDetector',),
 )
+RUNTIME = 'mmdeploy_ext.families.traced.runtime'
+register_files('corner', f'{RUNTIME}:CornerFacts', RUNTIME)
+register_files('yolact', f'{RUNTIME}:YolactFacts', RUNTIME)

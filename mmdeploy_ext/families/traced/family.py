@@ -16,7 +16,15 @@ from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.base.source_code import place_of_line
 from mmdeploy_ext.exporting.copy import copied
 from mmdeploy_ext.exporting.traced.mode import Escape
-from mmdeploy_ext.exporting.traced.whole import INPUTS, Layout, Whole, layout_of
+from mmdeploy_ext.exporting.traced.whole import (
+    INPUTS,
+    LAYOUTS,
+    OF_BATCH,
+    Layout,
+    Network,
+    Whole,
+    layout_of,
+)
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.mmdet_reference import metas_of, tested
@@ -29,7 +37,7 @@ from mmdeploy_ext.families.traced.runtime import TracedFacts
 from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import VALID, GraphSpec, Stage, TensorSpec
-from mmdeploy_ext.upstream.models.building import has_head
+from mmdeploy_ext.upstream.models.building import has_head, head_of
 
 TASKS = (
     ({'dets', 'labels'}, 'bbox2d'),
@@ -42,8 +50,6 @@ SIDES = (128, 160, 192)
 STEPS = 1, 2, 4, 8, 16, 32, 64, 128
 """Divisors of sides that are tried."""
 _MULTIPLES: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-KEPT = 'mm2onnx_layouts'
-"""Attribute of a model with its layouts."""
 
 
 class TracedFamily(ImageFamily):
@@ -52,6 +58,7 @@ class TracedFamily(ImageFamily):
     forms = ('full',)
     reference = TracedReference
     untraced = ()
+    reads_ori_shape = True
 
     def claims(self, cfg: Any) -> Claim:
         detector = DETECTORS.get(str(cfg.model.get('type')))
@@ -65,10 +72,6 @@ class TracedFamily(ImageFamily):
         with refused_by_name(cfg):
             if options.exporter != 'torchscript':
                 raise UsageError(f'--exporter {options.exporter}: a traced test path needs torchscript')
-            if options.batch != 1:
-                raise UsageError(
-                    f'--batch-size {options.batch}: a traced test path takes one image at a time'
-                )
         detector_parts.check(cfg.model, options)
 
     def layout(self, model: nn.Module, size: tuple[int, int] | None = None) -> Layout:
@@ -76,7 +79,7 @@ class TracedFamily(ImageFamily):
 
         ConfigError: the test path fails, or its results are of no known kind.
         """
-        found = vars(model).setdefault(KEPT, {})  # which copies of the model share
+        found = vars(model).setdefault(LAYOUTS, {})  # which copies of the model share
         key = str([parameter.detach().flatten()[:8].sum().item() for parameter in model.parameters()])
         if key not in found:
             step = max(detector_parts.multiple(model), 32)
@@ -84,7 +87,26 @@ class TracedFamily(ImageFamily):
             sizes = [(height, height), tuple(other)]
             found[key] = first_layout(model, [sizes] if size is None else [sizes, [size, size]])
         self.task = task_of(model, found[key])
+        self.reads_ori_shape = self.task != 'bbox2d' or 'ori_shape' in found[key].used
         return found[key]
+
+    def rows(self, model: nn.Module, options: Options) -> int:
+        """Return the constant number of results in a graph of batches; 0 for a graph of one image."""
+        if not options.dynamic and options.batch == 1:
+            return 0
+        rows = max(self.max_per_img(model), 0) if getattr(self.layout(model).cut, 'names', ()) else 0
+        if not rows and options.batch != 1:
+            raise UsageError(
+                f'--batch-size {options.batch}: this test path takes one image at a time; expected '
+                'max_per_img in test_cfg, and a network of modules before the results'
+            )
+        return rows
+
+    def max_per_img(self, model: nn.Module) -> int:
+        """Return the entry of the head's `test_cfg`, or -1."""
+        part = getattr(model, 'roi_head', None) or (head_of(model) if has_head(model) else model)
+        test_cfg = getattr(part, 'test_cfg', None) or getattr(model, 'test_cfg', None) or {}
+        return numbers(test_cfg).get('max_per_img', -1)
 
     def multiple(self, model: nn.Module) -> int:
         """Return the divisor of both sides with which the user's test path runs."""
@@ -98,33 +120,48 @@ class TracedFamily(ImageFamily):
 
     def spec(self, model: nn.Module, options: Options) -> GraphSpec:
         layout = self.layout(model, (options.height, options.width))
+        batch, rows = 1, self.rows(model, options)
+        if rows:
+            batch = 'B' if options.dynamic else options.batch
         size = ('H', 'W') if options.dynamic else (options.height, options.width)
         multiple = self.multiple(model) if options.dynamic else 1
         meaning = 'normalised images, padded bottom and right'
-        image = TensorSpec('input', 'float32', (1, 3, *size), meaning, multiple=multiple)
+        image = TensorSpec('input', 'float32', (batch, 3, *size), meaning, multiple=multiple)
         others = (
-            *image_graphs.optional_inputs(1, clips=True, bordered=True),
-            image_graphs.mask_inputs(1, ZERO)[1],
+            *image_graphs.optional_inputs(batch, clips=True, bordered=True),
+            image_graphs.mask_inputs(batch, ZERO)[1],
         )
         others = {tensor.name: tensor for tensor in others}
         inputs = [image]
         for name in INPUTS[1:]:
             if name in layout.used or name in ALWAYS:
                 inputs.append(dataclasses.replace(others[name], unused=name not in layout.used))
-        return GraphSpec('traced/full', tuple(inputs), tuple(self._outputs(layout)))
+        return GraphSpec('traced/full', tuple(inputs), tuple(self._outputs(layout, batch, rows or 'n')))
 
-    def _outputs(self, layout: Layout) -> list[TensorSpec]:
+    def _outputs(self, layout: Layout, batch: int | str, rows: int | str) -> list[TensorSpec]:
         outputs = []
         for name, (dtype, rank) in layout.outputs.items():
-            axes = (1, 'n', *LAST.get((name, dtype), [f'{name}_{axis}' for axis in range(2, rank)]))[:rank]
+            axes = (batch, rows, *LAST.get((name, dtype), [f'{name}_{axis}' for axis in range(2, rank)]))[
+                :rank
+            ]
             outputs.append(TensorSpec(name, dtype, axes, MEANINGS.get(name, ''), compare='detections'))
         return outputs
 
     def stages(self, model: nn.Module, options: Options) -> list[Stage]:
-        spec, layout = self.spec(model, options), self.layout(model)
-        inputs = tuple(tensor.name for tensor in spec.inputs)
-        whole = Whole(model, layout.names, inputs, layout.borders)
-        return [Stage('whole', whole, inputs, (*layout.names, *layout.borders))]
+        spec, layout, rows = self.spec(model, options), self.layout(model), self.rows(model, options)
+        inputs, borders, cut = tuple(tensor.name for tensor in spec.inputs), layout.borders, layout.cut
+        if cut is None:
+            whole = Whole(model, layout.names, inputs, borders)
+            return [Stage('whole', whole, inputs, (*layout.names, *borders))]
+        maps = (*cut.names, *OF_BATCH)
+        borders = () if rows else borders  # those of each image are inside of a loop
+        inputs = (*inputs[1:], *maps)
+        results = Whole(model, layout.names, inputs, borders, cut, rows)
+        outputs = (*layout.names, *borders)
+        return [
+            Stage('network', Network(model, cut), ('input',), maps),
+            Stage('postprocess', results, inputs, outputs, each_image=rows > 0),
+        ]
 
     def facts(self, model: nn.Module) -> TracedFacts:
         test_cfg = numbers(getattr(model, 'test_cfg', None) or {})
@@ -132,7 +169,7 @@ class TracedFamily(ImageFamily):
         masks = self.layout(model).outputs.get('masks')
         return TracedFacts(
             num_classes=self.num_classes(model) or None,
-            max_per_img=settings.get('max_per_img', -1),
+            max_per_img=self.max_per_img(model),
             mask_thr=settings.get('mask_thr_binary', 0.5) if masks and masks[0] == 'float32' else None,
             test_cfg=test_cfg,
             escapes=tuple(map(line_of, self.layout(model).escapes)),
@@ -148,7 +185,8 @@ class TracedFamily(ImageFamily):
         return super().num_classes(model) if has_head(model) else 0
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
-        return image_graphs.mask_feeds(images, rescale) | image_graphs.feeds(images, rescale)
+        feeds = image_graphs.feeds(images, rescale)
+        return image_graphs.mask_feeds(images, rescale) | feeds if self.reads_ori_shape else feeds
 
 
 def first_layout(model: nn.Module, choices: Sequence[Sequence[tuple[int, int]]]) -> Layout:

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.exporting.substitution import substituted
 from mmdeploy_ext.exporting.traced.functions import ranked
 from mmdeploy_ext.exporting.traced.mode import BORDERS
+from mmdeploy_ext.exporting.traced.whole import LAYOUTS, Cut, leaves
 from mmdeploy_ext.families.common.mmdet_reference import (
     boxes_of_classes,
     instances_of_classes,
@@ -64,29 +66,51 @@ class TracedReference(ImageReference):
     def _ranked(
         self, tensors: Mapping[str, np.ndarray], overlap: float
     ) -> tuple[dict[str, np.ndarray], bool]:
-        is_whole = False
-        with ranked(self.model, as_tensors(tensors), overlap) as mode, contextlib.suppress(Exception):
+        is_whole, given = False, as_tensors(self.model, tensors)
+        network = substituted(self.model, self.network(given))
+        with ranked(self.model, given, overlap) as mode, contextlib.suppress(Exception), network:
             self.results(*self.last)  # mmcv's NMS refuses float64
             is_whole = True
         return {name: tensor.cpu().numpy() for name, tensor in mode.found.items()}, is_whole
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        given, own = as_tensors(tensors), self.model.simple_test
+        given, own = as_tensors(self.model, tensors), self.model.simple_test
+        network = self.network(given)
 
         def simple_test(*args: Any, **kwargs: Any) -> Any:
-            with ranked(self.model, given):
+            with ranked(self.model, given), substituted(self.model, network):
                 return own(*args, **kwargs)
 
         return {'simple_test': simple_test}
+
+    @property
+    def cut(self) -> Cut | None:
+        layouts = vars(self.model).get(LAYOUTS, {}).values()
+        return next((layout.cut for layout in layouts), None)
+
+    def network(self, given: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """Return what the network's modules return where a file has its maps, for `substituted`."""
+        if not self.cut or any(name not in given for name in self.cut.names):
+            return {}
+        return self.cut.results(given)
+
+    def borders(self) -> dict[str, Any]:
+        paths = self.cut.calls if self.cut else ()
+        return {
+            f'{path}.forward': lambda calls, path=path: self.cut.maps(path, calls[0])
+            for path in paths
+            if set(leaves(paths[path])) & set(self.cut.names)
+        }
 
 
 def title_of(border: str) -> str:
     return border.rpartition('_')[0]
 
 
-def as_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+def as_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
     floats = {name: array for name, array in tensors.items() if array.dtype == np.float32}
-    return {name: torch.from_numpy(np.array(array)) for name, array in floats.items()}
+    like = next(model.parameters())
+    return {name: torch.from_numpy(np.array(array)).to(like) for name, array in floats.items()}
 
 
 def results_of(result: Any, image: PreparedImage) -> Detections | Instances:

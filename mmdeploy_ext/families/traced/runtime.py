@@ -14,7 +14,7 @@ import numpy as np
 
 from mmdeploy_ext.base.errors import FrozenWarning
 from mmdeploy_ext.families.common.runtime import padded_instances, padded_results, pasted_masks
-from mmdeploy_ext.spec.facts import Count, Facts, Limit, MaskThreshold, optional
+from mmdeploy_ext.spec.facts import Count, Facts, Fraction, Limit, MaskThreshold, optional
 from mmdeploy_ext.spec.tensors import VALID
 
 if TYPE_CHECKING:
@@ -45,6 +45,30 @@ class TracedFacts(Facts):
     test_cfg: Mapping[str, Any]
     escapes: tuple[str, ...] = ()
     difference: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class CornerFacts(Facts):
+    """Facts in files of 0.3.0 of CornerNet and CentripetalNet."""
+
+    corner_topk: Count
+    max_per_img: Count
+    local_maximum_kernel: Count
+    distance_threshold: float
+    num_classes: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class YolactFacts(Facts):
+    """Facts in files of 0.3.0 of YOLACT."""
+
+    score_thr: float
+    iou_thr: Fraction
+    mask_thr: Fraction
+    nms_pre: Limit
+    top_k: Count
+    max_per_img: Count
+    num_classes: Count
 
 
 RUNNERS = {'full': 'with_postprocess'}
