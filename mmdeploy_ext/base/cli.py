@@ -380,10 +380,7 @@ def writes(action: argparse.Action, *files: str) -> argparse.Action:
 
 
 def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Register the files of a command line; UsageError if an output is also an input.
-
-    Raises the error about a missing config or checkpoint, too, before a library is imported.
-    """
+    """Register the files of a command line; UsageError if an output is also an input."""
     for action in _actions(parser, args):
         value = getattr(args, action.dest, None)
         files = getattr(action, 'writes', ('{}',) if action.dest == 'json' else None)
@@ -396,10 +393,6 @@ def check_files(run: RunFiles, parser: argparse.ArgumentParser, args: argparse.N
             graphs = [file for word in words for file in Path(word).glob('*.onnx')]
             run.reads(f'a graph of {name}', graphs)
             run.reads(f'the weights of {name}', (f'{file}.data' for file in (*words, *graphs)))
-            if value and action.dest in ('config', 'checkpoint'):
-                from mmdeploy_ext.base.config import check_checkpoint_file, check_config_file
-
-                (check_config_file if action.dest == 'config' else check_checkpoint_file)(value)
         elif value is not None:
             paths = [file.format(value) for file in files if file] if str(value).strip() else ['']
             run.writes(option, paths)

@@ -22,6 +22,7 @@ from mmdeploy_ext.api import (
 )
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.commands import tool
+from mmdeploy_ext.base.config import check_config_file
 from mmdeploy_ext.base.errors import ConfigError, ExportError, Mm2OnnxError, UsageError, after_weights
 from mmdeploy_ext.base.files import will_write
 from mmdeploy_ext.bench.kinds import kind_of
@@ -105,6 +106,7 @@ def add_arguments(
 
 
 def run(args: argparse.Namespace, only: str = '') -> int:
+    check_config_file(args.config)
     try:
         return _run(args, only)
     except (ConfigError, ExportError) as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base import cli
+from mmdeploy_ext.base.config import check_config_file
 from mmdeploy_ext.base.errors import Mm2OnnxError, UsageError, after_weights, one_line
 from mmdeploy_ext.base.files import write_json
 from mmdeploy_ext.cli import options as shared
@@ -151,6 +152,7 @@ def exporting_parts(config: str, checkpoint: str | None, overrides: Mapping[str,
 
 
 def run(args: argparse.Namespace) -> int:
+    check_config_file(args.config)
     from mmdeploy_ext.proving.parts.export import export_folder, read_names
     from mmdeploy_ext.proving.parts.listing import print_parts
     from mmdeploy_ext.proving.parts.proof import prove_folder

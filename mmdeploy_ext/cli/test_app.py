@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base import cli, distributed
-from mmdeploy_ext.base.config import test_datasets
+from mmdeploy_ext.base.config import check_config_file, test_datasets
 from mmdeploy_ext.base.errors import DataError, ModelFileError, UsageError, after_weights
 from mmdeploy_ext.base.files import atomic_path, check_writable
 from mmdeploy_ext.bench.kinds import kind_of
@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError('--eval and --format-only exclude each other')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UsageError(f'--out {args.out}: expected a .pkl or .pickle file')
+    check_config_file(args.config)
     with distributed.join(args.launcher, args.local_rank) as ranks:
         return _run(args, ranks)
 

@@ -91,7 +91,7 @@ def test_an_error_that_the_users_code_raises_is_one_line_that_names_its_innermos
 
 
 def test_without_any_package_the_help_is_shown_and_the_tool_names_the_one_that_is_missing(tmp_path):
-    words = ['tools/test.py', __file__, __file__, '--eval', 'segm']
+    words = ['tools/test.py', __file__, 'c.pth', '--eval', 'segm']
     bare = [sys.executable, '-I', '-S', str(REPOSITORY / words[0])]
     done = subprocess.run([*bare, '--help'], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stdout.startswith('usage: ') and not done.stderr

@@ -105,17 +105,13 @@ def test_what_cannot_be_ends_with_status_2_and_one_line(capsys, words, expected)
     assert expected in refused(capsys, command.main, *words)
 
 
-def test_wrong_files_are_refused_before_torch_is_imported():
+def test_wrong_configs_are_refused_before_torch_is_imported():
     commands = [
         'export no.py no.pth',
         'export no.py no.pth --parts list',
-        'export --backbone no.py no.pth --out x.onnx',
         f'export {PICTURE} {__file__}',
-        f'export {__file__} no.pth',
-        f'test {__file__} no.pth --eval bbox',
-        f'verify {__file__} no.pth {MODEL}',
-        f'lint {__file__} no.pth',
-        'benchmark no.py no.pth',
+        'test no.py no.pth --eval bbox',
+        f'verify no.py no.pth {MODEL}',
     ]
     code = (
         'import sys; from mmdeploy_ext.cli import command; '

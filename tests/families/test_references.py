@@ -5,9 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-import toy_corner
 import toy_query
-import toy_yolact
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import find_family
@@ -28,8 +26,6 @@ CONFIGS = dict(
     query=toy_query.toy,
     mask2former=lambda: toy_query.toy('instances'),
     sparse_rcnn=lambda: toy_query.toy('regions'),
-    corner=toy_corner.toy,
-    yolact=toy_yolact.toy,
 )
 """A family's class of reference -> config of a toy."""
 

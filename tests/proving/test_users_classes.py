@@ -1,7 +1,7 @@
 """Classes of the user's: a changed line is never proven by an old file, and what no graph shows is named.
 
 A new file is proven where the graph is traced through the line. What a graph computes by itself (decoding,
-`get_bboxes`, preparation of pictures) it does not follow: the new file is not proven either.
+preparation of pictures) it does not follow: the new file is not proven either.
 """
 
 import importlib
@@ -57,8 +57,8 @@ class MyCoder(DeltaXYWHBBoxCoder):
 
 @HEADS.register_module(force=True)
 class MyHead(ATSSHead):
-    def get_bboxes(self, *args, **kwargs):
-        return [(boxes * 1.0, labels) for boxes, labels in super().get_bboxes(*args, **kwargs)]  # get_bboxes
+    def forward(self, feats):
+        return super().forward(feats)
 
 
 @PIPELINES.register_module('Normalize', force=True)
@@ -82,7 +82,7 @@ TYPES = {
     'model.bbox_head.bbox_coder.type': 'MyCoder',
     'data.test.type': 'MyData',
 }
-NAMED = {'coder': 'MyCoder', 'get_bboxes': 'MyHead', 'step': 'MyNormalize', 'data set': 'MyData'}
+NAMED = {'coder': 'MyCoder', 'step': 'MyNormalize', 'data set': 'MyData'}
 """Line that no graph shows -> class that a verdict names."""
 CHANGES = {'neck': '.clamp(max=0.3)', 'step': '* 0.9', 'data set': '* 0.9'}
 """Line -> what stands for '* 1.0', if it is not '* 1.05'; a norm behind maps of features undoes a factor."""
@@ -137,7 +137,7 @@ def test_what_a_graph_does_not_show_is_named_and_alone_fails_a_strict_proof(repo
     verdict = verdict_on(repository(), old_file, strict=True)
     assert verdict.title == 'NOT PROVEN'
     assert verdict.failures == [f'untraced: {text}' for text in verdict.untraced]
-    for name in (*NAMED.values(), 'equal()', 'is_in_onnx_export()', 'Python boolean'):
+    for name in ('MyNormalize', 'MyData', 'equal()', 'is_in_onnx_export()', 'Python boolean'):
         assert any(name in text for text in verdict.untraced), name
     assert {text.split()[0] for text in verdict.model_classes} >= {'MyNeck', 'MyHead', 'MyCoder'}
 

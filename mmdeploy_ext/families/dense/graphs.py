@@ -163,7 +163,7 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
     head, kind, names = model.bbox_head, kind_of(model.bbox_head), raw_names(model)
     outputs = kind.flatten(kind.tested(head, head(model.extract_feat(image))))
     if len(outputs) != len(names):
-        raise ConfigError(
+        raise CodeError(
             f'{type(head).__name__}: returns {len(outputs)} tensors, expected {len(names)}: '
             f'{", ".join(names)}; use {OWN}'
         )

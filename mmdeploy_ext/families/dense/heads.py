@@ -43,7 +43,9 @@ def facts_of(head: nn.Module) -> DenseFacts:
     own = own_selection(head) or (code if code.startswith('your ') else '')
     try:
         generator, description = kind.generator(head), kind.describe(head)
-        coder = Traced(code=own) if own else kind.coder(head) or Traced(code=code)
+        coder = Traced(code=own) if own else kind.coder(head)
+        if coder is None:
+            raise ConfigError(f'model.bbox_head.bbox_coder: {code} is no decoding of {type(head).__name__}')
         facts = DenseFacts(
             **dataclasses.asdict(limits),
             clip_border=kind.clips(head),

@@ -109,7 +109,7 @@ def title_of(border: str) -> str:
 
 def as_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
     floats = {name: array for name, array in tensors.items() if array.dtype == np.float32}
-    like = next(model.parameters())
+    like = next(model.parameters(), torch.zeros(()))
     return {name: torch.from_numpy(np.array(array)).to(like) for name, array in floats.items()}
 
 

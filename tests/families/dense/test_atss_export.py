@@ -190,10 +190,7 @@ DEFORMABLE = {
     'model.backbone.dcn': dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
     'model.backbone.stage_with_dcn': (False, False, False, True),
 }
-YOLO, CORNER = (
-    dict(_delete_=True, type='YOLOBBoxCoder'),
-    dict(_delete_=True, type='CornerHead', in_channels=32, num_classes=7),
-)
+YOLO = dict(_delete_=True, type='YOLOBBoxCoder')
 NO_THRESHOLD = dict(_delete_=True, nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
 
 
@@ -207,7 +204,6 @@ NO_THRESHOLD = dict(_delete_=True, nms=dict(type='nms', iou_threshold=0.5), max_
         (DEFORMABLE, dict(opset=17), '--opset-version 17'),
         ({'model.test_cfg.nms.type': 'soft_nms'}, {}, "nms.type='soft_nms'"),
         ({'model.bbox_head.bbox_coder': YOLO}, {}, r'YOLOBBoxCoder\.decode'),
-        ({'model.bbox_head': CORNER}, {}, 'CornerHead'),
         ({'model.test_cfg': NO_THRESHOLD}, {}, 'score_thr'),
         ({}, dict(height=64, width=64), '128'),
     ],
