@@ -41,8 +41,8 @@ WRITTEN = {'mmdeploy_ext.upstream.weights.convert.mmdet3_model': {'mmdeploy_ext.
 EXPLAINED = {
     r'\bTies\(': ['proving.explain', 'bench.precision.results_kept'],
     r'\bwithout_limits\(': ['proving.explain', 'bench.precision.results_kept'],
-    r'proving\.float64 import': ['proving.explain', 'proving.drive', 'proving.difference.locate'],
-    r"'proving'\)": ['proving.loop', 'proving.drive'],
+    r'proving\.float64 import': ['proving.explain', 'proving.difference.locate'],
+    r"'proving'\)": ['proving.loop'],
 }
 """What explains a difference, and the loop over samples -> the modules that name it."""
 LAZY = {

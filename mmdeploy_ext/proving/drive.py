@@ -14,30 +14,26 @@ from mmdeploy_ext.base.errors import LoadError
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving.drive_run import (
     FULL_DRIVE,
-    NOTHING_FOUND,
-    Modes,
-    default_bars,
-    named_tensors,
-)
-from mmdeploy_ext.proving.float64 import in_float64, rounding_of
-from mmdeploy_ext.proving.frames import (
     MAX_DRAWN,
+    NOTHING_FOUND,
+    Drives,
+    default_bars,
+)
+from mmdeploy_ext.proving.frames import (
     check_frames,
     counts_of,
     limits,
-    look_at_outputs,
     notes_on_sides,
     open_runner,
     open_sides,
     read_files,
-    reasons_of_unread,
     times_of,
 )
+from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.not_shown import Watch, unreached
-from mmdeploy_ext.proving.proof import ROUNDED_FP16, Unread, finish, not_loaded
+from mmdeploy_ext.proving.proof import ROUNDED_FP16, finish, not_loaded
 from mmdeploy_ext.proving.recorded.calls import RecordedStepper
 from mmdeploy_ext.runtime.geometry import invert_pose
-from mmdeploy_ext.runtime.tasks import bbox3d
 from mmdeploy_ext.spec.matching import too_few
 from mmdeploy_ext.spec.results import Case, DetectionRow, tensor_text
 
@@ -49,7 +45,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.proof import Proof
     from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
-    from mmdeploy_ext.spec.comparison import Rounding
     from mmdeploy_ext.spec.memory import MemorySpec
     from mmdeploy_ext.spec.results import SequenceRow
     from mmdeploy_ext.spec.verdict import Verdict
@@ -89,124 +84,87 @@ def prove_frames(
         memory = family.memory_spec(sides.metadata.postprocess)
         if not verdict.bars.is_float32:
             memory = memory.judged_by(sides.spec)
-        rounding = functools.partial(rounding_of_frame, sides.reference) if verdict.bars.is_float32 else None
-        drawn = functools.partial(drawn_results, sides.reference) if verdict.bars.is_float32 else None
-        settings = dict(
-            spec=sides.spec, memory=memory, task=family.task, rounding_of=rounding, drawn_results=drawn
+        module = sides.reference.model if verdict.bars.is_float32 else None
+        settings = dict(spec=sides.spec, memory=memory, task=family.task, module=module)
+        frames = NearOrigin(frames, with_moments=not memory.tensors)
+        drive = Drives(
+            RecordedStepper(detector, sides.reference),
+            dict(teacher=teacher, free=sides.runner),
+            frames=frames,
+            bars=bars,
+            rule=detector.rule,
+            watch=Watch(),
+            **settings,
         )
-        modes_of = functools.partial(Modes, sides.reference, **settings)
-        of_drive = functools.partial(Modes, RecordedStepper(detector, sides.reference), **settings)
-        modes = of_drive(dict(teacher=teacher, free=sides.runner), bars=bars)
-        drive = NearOrigin(frames)
-
-        chosen = drawn_frames(len(drive))
-        first, most_results, shape, unread, watch = None, 0, '', Unread(sides.spec), Watch()
-        for index, frame in enumerate(tracked(drive, len(drive), 'proving')):
-            if not memory.tensors:
-                frame = with_moment(frame, index)
-            with watch:
-                expected, by_mode = modes.add(frame)
-            for result in by_mode.values():
-                look_at_outputs(unread, sides.runner, result)
-            first, shape = first or frame, shape or 'x'.join(map(str, frame.images.shape))
-            most_results = max(most_results, len(expected.detections))
-            if index in chosen and 'free' in by_mode:
-                title = f'{frame.name or f"frame {index}"}, free-running, frame {index + 1} of the drive'
-                detections = expected.detections, by_mode['free'].detections
-                proof.pairs.append(bbox3d.pair_of(frame, detector.rule, title, *detections))
-
-        results.sequence = list(modes.finish().values())
+        drive.own = sides.reference
+        clock = compare(drive)[-1]
+        results.sequence = list(drive.finish().values())
+        first = drive.first
+        shape = '' if first is None else 'x'.join(map(str, first.images.shape))
         case = _case(results.sequence[0], shape)
-        counts = counts_of(sides.metadata, most_results)
+        counts = counts_of(sides.metadata, drive.most_results)
         results.cases.append(dataclasses.replace(case, counts=counts))
         if claims.timed:
-            medians = modes.clock.medians('reference', 'free').values()
+            medians = clock.medians('reference', 'free').values()
             verdict.timing_ms = dict(zip(times_of(proof, 'frame'), medians, strict=False))
         if all(row.passed for row in results.sequence):  # failed rows have their own reasons
             matched = results.sequence[0].series['matched']
-            both = [sum(counts) for counts in zip(matched, modes.substituted, strict=False)]
+            both = [sum(counts) for counts in zip(matched, drive.substituted, strict=False)]
             results.reasons += too_few(both or matched, 'frame', ADVICE)
-        results.reasons += reasons_of_unread(unread, sides.runner)
-        verdict.notes += notes_on_drive(proof, modes, bars, memory)
-        verdict.notes += [*notes_on_sides(sides), *drive.notes]
+        results.reasons += drive.unread.reasons
+        verdict.notes += notes_on_drive(proof, drive, bars, memory)
+        verdict.notes += [*notes_on_sides(sides), *frames.notes]
 
         if verdict.bars.is_float32 and first is not None:
             runner = Shifted(sides.runner, **FAR) if contract.ignores_places else sides.runner
             samples = sides.reference.special_samples(detector.rule, first)
-            cases, reasons = special_frames(samples, runner, modes_of, bars, shape)
+            drives_of = functools.partial(Drives, sides.reference, **settings)
+            cases, reasons = special_frames(samples, runner, drives_of, bars, shape)
             results.cases += cases
             results.reasons += reasons
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
-    verdict.unreached += [f'{title}: in no frame' for title, count in modes.made.items() if not count]
-    verdict.unreached += watch.lines(limits(sides.metadata), '--frames')
-    verdict.pairs = proof.pairs[:MAX_DRAWN]
+    verdict.unreached += [f'{title}: in no frame' for title, count in drive.made.items() if not count]
+    verdict.unreached += drive.watch.lines(limits(sides.metadata), '--frames')
+    verdict.pairs = drive.pairs[:MAX_DRAWN]
     return finish(proof)
-
-
-def rounding_of_frame(
-    reference: Any, frame: Frame, before: StreamState | None, tensors: Mapping[str, np.ndarray]
-) -> Rounding:
-    def run() -> dict[str, np.ndarray]:
-        reference.state = before
-        return named_tensors(reference.step(frame), reference.state)
-
-    return rounding_of(reference.model, tensors, run)
-
-
-def drawn_results(reference: Any, frame: Frame, before: StreamState | None) -> Callable[[int | None], Any]:
-    def results(seed: int | None) -> Any:
-        try:
-            with in_float64(reference.model, seed):
-                reference.state = before
-                return reference.step(frame).detections
-        except Exception:  # an operator or code for float32 only
-            return None
-
-    return results
 
 
 def ask_samples(detector: Detector, paths: Sequence[str], samples: Collection[Any]) -> None:
     """Run PyTorch on the proof's samples, for `detector.recording`."""
     files, options = read_files(detector, paths)
     family, reference = detector.family, contract_of(detector.family, options).reference(detector.model)
-    stepper, moments, first = RecordedStepper(detector, reference), False, None
+    stepper, first = RecordedStepper(detector, reference), None
     if family.memory:
         stepper.reset()
-        samples = NearOrigin(samples)
         moments = not family.memory_spec(files[-1].metadata.postprocess).tensors
-    for index, sample in enumerate(tracked(samples, len(samples), 'asking')):
-        chosen = with_moment(sample, index) if moments else sample
-        stepper.step(chosen)
-        first = first or chosen
+        samples = NearOrigin(samples, with_moments=moments)
+    for sample in tracked(samples, len(samples), 'asking'):
+        stepper.step(sample)
+        first = first or sample
     if first is not None:  # like the proof: run it again after a reset
         stepper.reset()
         stepper.step(dataclasses.replace(first, scene_token=NEW_SCENE) if family.memory else first)
 
 
-def drawn_frames(total: int) -> set[int]:
-    parts = 2 * MAX_DRAWN
-    return {min(part * total // parts, total - 1) for part in range(1, parts, 2)}
-
-
 def special_frames(
     frames: Iterable[Frame],
     runner: Stepper,
-    modes_of: Callable[..., Modes],
+    drives_of: Callable[..., Drives],
     bars: DriveBars,
     shape: str,
 ) -> tuple[list[Case], list[str]]:
     """Judge frames with one part of the rig changed, or plain images."""
-    modes = modes_of(dict(teacher=runner), bars=dataclasses.replace(bars, frames=1, resets=0))
-    for frame in frames:
-        modes.add(frame)
-    if modes.first is None:
+    bars = dataclasses.replace(bars, frames=1, resets=0)
+    drives = drives_of(dict(teacher=runner), bars=bars, frames=[*frames])
+    compare(drives)
+    if not drives.given:
         return [], []
-    row = modes.finish()['teacher']
+    row = drives.finish()['teacher']
     case = dataclasses.replace(_case(row, shape), name=SPECIAL)
     return [case], [f'{SPECIAL}: {reason}' for reason in row.reasons if reason != NOTHING_FOUND]
 
 
-def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySpec) -> list[str]:
+def notes_on_drive(proof: Proof, drive: Drives, bars: DriveBars, memory: MemorySpec) -> list[str]:
     row, notes = proof.results.sequence[-1], []
     if bars.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
         notes.append(f'{row.frames} frames ran; to measure drift use {FULL_DRIVE.frames} (--frames)')
@@ -223,7 +181,7 @@ def notes_on_drive(proof: Proof, modes: Modes, bars: DriveBars, memory: MemorySp
         if proof.engine.get('round_fp16'):
             notes.append(ROUNDED_FP16)
     notes += row.excused
-    if count := sum(modes.substituted):
+    if count := sum(drive.substituted):
         notes.append(f"your test path returns the same {count} results from the file's outputs")
     return notes
 
@@ -235,8 +193,8 @@ class NearOrigin:
     millimetres per frame. Whole metres keep all digits of a float32 pose.
     """
 
-    def __init__(self, frames: Collection[Frame]) -> None:
-        self.frames, self.moved_m = frames, 0.0
+    def __init__(self, frames: Collection[Frame], with_moments: bool = False) -> None:
+        self.frames, self.with_moments, self.moved_m = frames, with_moments, 0.0
 
     def __iter__(self) -> Iterator[Frame]:
         scene, offset = None, np.zeros(3)
@@ -248,7 +206,7 @@ class NearOrigin:
                 pose[:3, 3] -= offset
                 inverse = None if frame.ego_pose_inv is None else invert_pose(pose)
                 frame = dataclasses.replace(frame, ego_pose=pose, ego_pose_inv=inverse)
-            yield frame
+            yield with_moment(frame, index) if self.with_moments else frame
 
     def __len__(self) -> int:
         return len(self.frames)

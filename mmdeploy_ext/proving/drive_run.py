@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.base.errors import one_line
-from mmdeploy_ext.engines.base import Clock, attempt
-from mmdeploy_ext.runtime.tasks import task_module
+from mmdeploy_ext.proving.explain import draws_of, rounding_of
+from mmdeploy_ext.proving.subject import Sample, Step, Subject, Unread
+from mmdeploy_ext.runtime.tasks import bbox3d, task_module
 from mmdeploy_ext.spec.comparison import DRAWS, ROUNDINGS, compare_tensors, same_bits
 from mmdeploy_ext.spec.matching import MAX_REST
 from mmdeploy_ext.spec.results import SequenceRow, bars_of, first_lines, out_of_bars
 from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
     from mmdeploy_ext.spec.comparison import Rounding
@@ -382,6 +384,8 @@ NOTHING_FOUND = 'no detection was matched: use a drive with objects that the mod
 """Reason of failure: neither side found anything that counts."""
 RESULTS_AGAIN = 'the model finds different objects when the first frame runs again after a reset'
 """Fault of a memory that a reset does not empty."""
+MAX_DRAWN = 4
+"""Maximum of sweeps, or frames, in the report."""
 FRAMES_PER_TAKEOVER = 20
 """Frames per allowed takeover, see `PairRun.takes_over`."""
 
@@ -436,20 +440,24 @@ def bars_of_task(task: str, bars: DriveBars) -> DriveBars:
     return bars if bars.cosine is not None else dataclasses.replace(bars, match_rate=rate)
 
 
-class Modes:
-    """Runs the reference and one candidate per mode frame by frame, from empty memories.
+class Drives(Subject):
+    """The reference and one candidate per mode over the frames of a drive, from empty memories.
 
     In float32 the results of 'teacher' also have to equal the results of the reference's test path on the
     candidate's outputs.
 
     Attributes:
-        first: the first frame, with the results of the reference and of 'teacher'.
         substituted: number of results per frame that the reference's test path made of the candidate's
             outputs.
-        before: state of the reference before the next frame; None: empty.
+        before: state of the reference before the last frame; None: empty.
+        last: mode -> memory that the candidate has.
+        first, most_results: the first frame, and the most results of a frame in PyTorch.
+        own: the reference without a recording, for further runs of a frame.
         runs: mode -> `PairRun`.
         made: title of the reference's `decode_cases` -> number of frames whose outputs allow the case.
     """
+
+    is_drive = True
 
     def __init__(
         self,
@@ -460,8 +468,10 @@ class Modes:
         memory: MemorySpec,
         bars: DriveBars | None = None,
         task: str = 'bbox3d',
-        rounding_of: Callable[[Frame, StreamState | None, Mapping[str, np.ndarray]], Rounding] | None = None,
-        drawn_results: Callable[[Frame, StreamState | None], Callable[[int | None], Any]] | None = None,
+        frames: Collection[Frame] = (),
+        module: Any = None,
+        rule: Any = None,
+        watch: Any = None,
     ) -> None:
         """Keep the engines and empty their memories.
 
@@ -472,61 +482,112 @@ class Modes:
             memory: the family's description.
             bars: None: `DriveBars`.
             task: name of the task that matches results.
-            rounding_of: takes a frame, the reference's memory before it, and `named_tensors` after it; the
-                reference's memory is another one after a call. None: rounding is not known.
-            drawn_results: takes a frame and the memory before it, and returns a function that returns the
-                reference's results in float64 (None), or in a draw of float32, or None. None: not known.
+            frames: of the drive.
+            module: the reference's, for runs in float64; None: rounding is not known.
+            rule: of the preprocessing, to draw frames; None: none is drawn.
+            watch: context that looks at the reference's runs.
         """
         if unknown := [mode for mode in candidates if mode not in MODES]:
             raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
         match, bars = task_module(task).match_detections, bars_of_task(task, bars or DriveBars())
-        self.reference, self.candidates, self.clock = reference, candidates, Clock()
+        self.reference, self.candidates, self.given = reference, candidates, frames
+        self.own = reference
+        self.modes = [[mode for mode in MODES if mode in candidates]]
+        self.again = 0 if 'teacher' in candidates else -1
         self.runs = {mode: PairRun(mode, spec, bars, memory, match) for mode in candidates}
-        for stepper in (reference, *candidates.values()):
-            stepper.reset()
-        self.rounding_of, self.drawn_results = rounding_of, drawn_results
+        self.module, self.rule, self.watch = module, rule, watch or contextlib.nullcontext()
+        self.unread, self.pairs = Unread(spec, next(iter(candidates.values()))), []
+        self.first: Frame | None = None
+        self.most_results = 0
         self.pair_up = getattr(task_module(task), 'pair_up', None)
         self.before: StreamState | None = None
         self.substituted: list[int] = []
         self.one_to_one = getattr(task_module(task), 'ONE_TO_ONE', {})
-        self.first: tuple[Frame, StepResult, StepResult | None] | None = None
+        self.last: dict[str, StreamState | None] = {}
         self.decode_cases = getattr(reference, 'decode_cases', lambda outputs: {})
         self.made: dict[str, int] = {}
 
-    def add(self, frame: Frame) -> tuple[StepResult, dict[str, StepResult]]:
-        expected = self.clock.run('reference', lambda: self.reference.step(frame))
-        results: dict[str, StepResult] = {}
-        after = snapshot(self.reference.state)
-        for mode, candidate in self.candidates.items():
-            if self.runs[mode].stopped:
-                continue
-            if mode == 'teacher':
-                candidate.state = snapshot(self.before)
-            got = self._step(mode, frame)
-            if got is not None:
-                self._substitute(mode, frame, got)  # first: PyTorch in float64 is another last frame
-                moment = Moment(frame, expected, got, after, candidate.state)
-                self.runs[mode].add(moment, self._rounding(mode, moment), self._rounding_of_results(moment))
-                results[mode] = got
-                if self.runs[mode].takes_over():
-                    candidate.state = snapshot(after)
-                elif (state := self.runs[mode].reordered(candidate.state)) is not None:
-                    candidate.state = state
-        self.first = self.first or (frame, expected, results.get('teacher'))
-        self.before = after
-        return expected, results
+    def sample(self, entry: Frame, index: int, mode: str) -> Sample:
+        return Sample(entry.name, entry)
+
+    def want(self, sample: Sample, state: StreamState | None) -> Step:
+        if state is None:
+            self.reference.reset()
+        with self.watch:
+            result = self.reference.step(sample.data)
+        self.before, self.first = state, self.first or sample.data
+        self.most_results = max(self.most_results, len(result.detections))
+        return Step(result.outputs, state=snapshot(self.reference.state), facts=dict(result=result))
+
+    def got(self, sample: Sample, state: StreamState | None) -> Step:
+        """Run a candidate; a memory that it has is not assigned, which may round it."""
+        candidate = self.candidates[sample.mode]
+        if self.runs[sample.mode].stopped:
+            return Step()
+        if state is None:
+            candidate.reset()
+        elif state is not self.last.get(sample.mode):
+            candidate.state = snapshot(state)
+        result = candidate.step(sample.data)
+        self.last[sample.mode] = candidate.state
+        return Step(result.outputs, state=self.last[sample.mode], facts=dict(result=result))
+
+    def judged(self, sample: Sample, want: Step, got: Step | Exception, case: None) -> None:
+        run, frame = self.runs[sample.mode], sample.data
+        if isinstance(got, Exception):
+            run.stopped = f'{frame.name}: the candidate failed: {one_line(got)[:200]}'
+        if run.stopped:
+            return
+        # first: PyTorch in float64 is another last frame
+        self._substitute(sample.mode, frame, got.facts['result'])
+        moment = Moment(frame, want.facts['result'], got.facts['result'], want.state, got.state)
+        run.add(moment, self._rounding(sample.mode, moment), self._rounding_of_results(moment))
+        self.unread.look(moment.got.outputs, getattr(self.candidates[sample.mode], 'boxes_of', None))
+        index, parts = len(run.series['name']) - 1, range(1, 2 * MAX_DRAWN, 2)
+        places = [part * len(self.given) // (2 * MAX_DRAWN) for part in parts]
+        if self.rule is not None and sample.mode == 'free' and index in places:
+            title = f'{frame.name or f"frame {index}"}, free-running, frame {index + 1} of the drive'
+            sides = moment.expected.detections, moment.got.detections
+            self.pairs.append(bbox3d.pair_of(frame, self.rule, title, *sides))
+
+    def after(self, sample: Sample, want: Step, got: Step | Exception) -> StreamState | None:
+        run = self.runs[sample.mode]
+        if run.stopped:
+            return None
+        if run.takes_over():
+            return snapshot(want.state)
+        return run.reordered(got.state) or got.state
+
+    def ran_again(self, sample: Sample, first: Sequence[Step], second: Sequence[Step | Exception]) -> None:
+        """Judge the second run of the first frame, after a reset of both sides."""
+        run, name = self.runs['teacher'], sample.name
+        if run.stopped:
+            return
+        if isinstance(second[1], Exception):
+            run.stopped = f'{name}: the candidate failed: {one_line(second[1])[:200]}'
+        else:
+            self._compare_runs('engine', name, first[1], second[1])
+        self._compare_runs('model', name, first[0], second[0])
+        detections = (steps[0].facts['result'].detections for steps in (first, second))
+        if not run.match(name, *detections).passed:
+            run.faults[RESULTS_AGAIN].append(name)
 
     def finish(self) -> dict[str, SequenceRow]:
-        """Return mode -> judgement; 'teacher' runs the first frame again before."""
-        if self.first is not None and self.first[2] is not None and not self.runs['teacher'].stopped:
-            self._run_again(*self.first)
+        """Return mode -> judgement."""
         return {mode: run.finish() for mode, run in self.runs.items()}
 
+    def _again(self, moment: Moment) -> StepResult:
+        """Run the reference on a frame from the memory before it."""
+        self.own.state = self.before
+        return self.own.step(moment.frame)
+
     def _rounding(self, mode: str, moment: Moment) -> Rounding | None:
-        if mode != 'teacher' or self.rounding_of is None:
+        if mode != 'teacher' or self.module is None:
             return None
         tensors = named_tensors(moment.expected, moment.expected_state)
-        distances = self.rounding_of(moment.frame, self.before, tensors)
+        distances = rounding_of(
+            self.module, tensors, lambda: named_tensors(self._again(moment), self.reference.state)
+        )
 
         def then_restored(draws: int) -> Mapping[str, np.ndarray]:
             try:
@@ -538,18 +599,15 @@ class Modes:
 
     def _rounding_of_results(self, moment: Moment) -> Callable[[], Iterator[dict[str, np.ndarray]]] | None:
         """Return a function that yields `rounding` of `matching.pair_lists`, with one more draw each time."""
-        if self.drawn_results is None or self.pair_up is None:
+        if self.module is None or self.pair_up is None:
             return None
-        results = self.drawn_results(moment.frame, self.before)
         expected = moment.expected.detections
 
         def roundings() -> Iterator[dict[str, np.ndarray]]:
             largest: dict[str, np.ndarray] = {}
-            for seed in (None, *range(DRAWS)):
-                drawn = results(seed)
+            seeds = (None, *range(DRAWS))
+            for drawn in draws_of(self.module, lambda seed: self._again(moment).detections, seeds):
                 self.reference.state = moment.expected_state
-                if drawn is None:
-                    return
                 pairing = self.pair_up(expected, drawn)
                 rows = [*pairing.matched, *pairing.outside]
                 for title in pairing.gaps.keys() - {'score'}:
@@ -557,15 +615,9 @@ class Modes:
                     own[rows] = ROUNDINGS * pairing.gaps[title]
                     largest[title] = np.maximum(largest.get(title, 0), own)
                 yield largest
+            self.reference.state = moment.expected_state  # a draw may have failed
 
         return roundings
-
-    def _step(self, mode: str, frame: Frame) -> StepResult | None:
-        result = attempt(lambda: self.clock.run(mode, lambda: self.candidates[mode].step(frame)))
-        if not isinstance(result, Exception):
-            return result
-        self.runs[mode].stopped = f'{frame.name}: the candidate failed: {one_line(result)[:200]}'
-        return None
 
     def _substitute(self, mode: str, frame: Frame, got: StepResult) -> None:
         run = self.runs[mode]
@@ -595,26 +647,12 @@ class Modes:
                 fault = f'your test path returns different results from outputs with {title}'
                 run.faults[fault].append(f'{frame.name} ({row.reason})')
 
-    def _run_again(self, frame: Frame, expected: StepResult, got: StepResult) -> None:
-        self.candidates['teacher'].reset()
-        second = self._step('teacher', frame)
-        if second is not None:
-            self._compare_runs('engine', frame.name, got, second)
-        self.reference.reset()
-        second = self.reference.step(frame)
-        self._compare_runs('model', frame.name, expected, second)
-        run = self.runs['teacher']
-        if not run.match(frame.name, expected.detections, second.detections).passed:
-            run.faults[RESULTS_AGAIN].append(frame.name)
-
-    def _compare_runs(self, side: str, name: str, first: StepResult, second: StepResult) -> None:
-        if same_bits(first.outputs, second.outputs):
+    def _compare_runs(self, side: str, name: str, first: Step, second: Step) -> None:
+        if same_bits(first.tensors, second.tensors):
             return
         run, min_cosine = self.runs['teacher'], self.runs['teacher'].bars.cosine
-        compared = tuple(tensor for tensor in run.outputs if tensor.name in first.outputs)
-        sides = (
-            {tensor.name: result.outputs[tensor.name] for tensor in compared} for result in (first, second)
-        )
+        compared = tuple(tensor for tensor in run.outputs if tensor.name in first.tensors)
+        sides = ({tensor.name: step.tensors[tensor.name] for tensor in compared} for step in (first, second))
         for row in compare_tensors(*sides, GraphSpec('', (), compared)):
             near = min_cosine is not None and not out_of_bars(row, min_cosine)
             if not row.passed and not near:

@@ -7,6 +7,8 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mmdeploy_ext.base.errors import one_line
 from mmdeploy_ext.runtime.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
 from mmdeploy_ext.spec.comparison import DRAWS, compare_named, compare_tensors
@@ -14,28 +16,55 @@ from mmdeploy_ext.spec.matching import Ties, matched_rows
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    import numpy as np
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.proving.subject import Sample, Started, Step, Subject
+    from mmdeploy_ext.spec.comparison import Rounding
     from mmdeploy_ext.spec.results import Case, DetectionRow, TensorRow
 
     Run = Callable[[], Sequence[Any]]
 
 
-def rounding_of(module: Any, reference: Mapping[str, np.ndarray], run: Callable[[], Any]) -> Any:
-    """Return the function from a number of draws to the distances of `reference` from float64."""
-    from mmdeploy_ext.proving import float64
+def rounding_of(
+    module: Any, reference: Mapping[str, np.ndarray], run: Callable[[], Mapping[str, np.ndarray]]
+) -> Rounding:
+    """Return the function that runs a module in float64 and returns float32's distances.
 
-    return float64.rounding_of(module, reference, run)
+    Each value has the largest distance of `reference` and several draws. Tensors of another shape have
+    distance 0; a failed run returns none.
+    """
+    from mmdeploy_ext.proving.float64 import distance_of, in_float64
+
+    @functools.cache
+    def results_of(seed: int | None) -> Mapping[str, np.ndarray]:
+        try:
+            with in_float64(module, seed):
+                return run()
+        except Exception:  # an operator or code for float32 only
+            return {}
+
+    def distances(draws: int) -> dict[str, np.ndarray]:
+        exact = results_of(None)
+        found = {name: distance_of(reference[name], exact[name]) for name in reference if name in exact}
+        for drawn in map(results_of, range(draws) if exact else ()):
+            for name in found.keys() & drawn.keys():
+                if found[name].shape == exact[name].shape == drawn[name].shape:
+                    found[name] = np.maximum(found[name], distance_of(drawn[name], exact[name]))
+        return found
+
+    return distances
 
 
-def draws_of(module: Any, run: Callable[[int], Any], plain: bool) -> Iterator[Any]:
-    """Yield results of other correct computations; `plain`: also of `run` as it is, before each draw."""
+def draws_of(
+    module: Any,
+    run: Callable[[int | None], Any],
+    seeds: Iterable[int | None] = range(DRAWS),
+    plain: bool = False,
+) -> Iterator[Any]:
+    """Yield what `run` returns in draws of float32, or in float64 (None); `plain`: also before each."""
     from mmdeploy_ext.proving.float64 import in_float64
 
-    for seed in range(DRAWS):
+    for seed in seeds:
         for context in (contextlib.nullcontext(), in_float64(module, seed))[not plain :]:
             try:
                 with context:

@@ -8,7 +8,6 @@ Source: D. Stott Parker, Monte Carlo Arithmetic, 1997.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from mmdeploy_ext.spec.comparison import Rounding
+    from collections.abc import Callable, Iterator
 
 WIDER = {
     torch.float32: torch.float64,
@@ -180,35 +177,6 @@ def in_float64(module: Any, seed: int | None = None) -> Iterator[None]:
 
 def _copied(buffer: torch.Tensor | None) -> torch.Tensor | None:
     return None if buffer is None else _wider(buffer.clone())
-
-
-def rounding_of(
-    module: Any, reference: Mapping[str, np.ndarray], run: Callable[[], Mapping[str, np.ndarray]]
-) -> Rounding:
-    """Return the function that runs a module in float64 and returns float32's distances.
-
-    Each value has the largest distance of `reference` and several draws. Tensors of another shape have
-    distance 0; a failed run returns none.
-    """
-
-    @functools.cache
-    def results_of(seed: int | None) -> Mapping[str, np.ndarray]:
-        try:
-            with in_float64(module, seed):
-                return run()
-        except Exception:  # an operator or code for float32 only
-            return {}
-
-    def distances(draws: int) -> dict[str, np.ndarray]:
-        exact = results_of(None)
-        found = {name: distance_of(reference[name], exact[name]) for name in reference if name in exact}
-        for drawn in map(results_of, range(draws) if exact else ()):
-            for name in found.keys() & drawn.keys():
-                if found[name].shape == exact[name].shape == drawn[name].shape:
-                    found[name] = np.maximum(found[name], distance_of(drawn[name], exact[name]))
-        return found
-
-    return distances
 
 
 def distance_of(array: np.ndarray, exact: np.ndarray) -> np.ndarray:

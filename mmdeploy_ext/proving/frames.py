@@ -15,12 +15,12 @@ from mmdeploy_ext.exporting.precision_plan import before_plan
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import file_checks
+from mmdeploy_ext.proving.drive_run import MAX_DRAWN
 from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.not_shown import Watch, count_voxels, unreached
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 from mmdeploy_ext.proving.proof import (
-    Unread,
     add_checks,
     check_contents,
     check_graph,
@@ -37,11 +37,11 @@ from mmdeploy_ext.proving.proof import (
 )
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.recorded.calls import RecordedStepper
-from mmdeploy_ext.proving.subject import Sample, Started, Step, Subject
+from mmdeploy_ext.proving.subject import Sample, Started, Step, Subject, Unread
 from mmdeploy_ext.runtime.tasks import bbox3d
 from mmdeploy_ext.spec.matching import total_reasons
 from mmdeploy_ext.spec.metadata import least_precision
-from mmdeploy_ext.spec.results import Bars, Case, Check, DetectionRow, bars_of
+from mmdeploy_ext.spec.results import Bars, Case, DetectionRow, bars_of
 from mmdeploy_ext.spec.tensors import GraphSpec
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.proving.proof import ExportedFile, Proof
     from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.runtime.detections3d import Detections3D
-    from mmdeploy_ext.runtime.frames import Stepper, StepResult, Sweep
+    from mmdeploy_ext.runtime.frames import Stepper, Sweep
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.options import Options
     from mmdeploy_ext.spec.results import PreprocessingResult
@@ -61,8 +61,6 @@ if TYPE_CHECKING:
 
 ADVICE = 'use sweeps with objects that this model finds, more sweeps (--frames) and a trained checkpoint'
 """Advice for too few matched results of sweeps."""
-MAX_DRAWN = 4
-"""Maximum of sweeps, or frames, in the report."""
 MAX_EXCESS = 0.3
 """Allowed excess of the best score over PyTorch's on an empty sweep."""
 NOT_PUT_IN = (
@@ -111,7 +109,7 @@ def prove_sweeps(
         results.reasons += reasons
 
         judge_results(proof)
-        results.reasons += reasons_of_unread(subject.unread, sides.runner)
+        results.reasons += subject.unread.reasons
         if claims.timed:
             medians = clock.medians('reference', 'file').values()
             verdict.timing_ms = dict(zip(times_of(proof, 'sweep'), medians, strict=False))
@@ -146,13 +144,15 @@ def check_frames(
         **files[-1].facts,
     )
     proof = start(detector, files, options, engine_options(files, kind, engine), claims, facts)
-    graphs = contract_of(family, options).graphs(detector.model, options)
+    contract = contract_of(family, options)
+    graphs = contract.graphs(detector.model, options)
     specs = {graph.name: graph.spec for graph in graphs}
     export_graph = file_checks.of_graphs(detector, before_plan(options, files[-1].edits))
     for place, file in enumerate(files):
         check_contents(proof, file, detector.rule, specs.get(file.name))
         if file is files[-1]:
-            add_checks(proof, file, companions_checks(detector, options, Path(file.path).parent))
+            companions = contract.companions(detector.model)
+            add_checks(proof, file, companion_checks(Path(file.path).parent, companions))
         export = functools.partial(export_graph, file.name)
         compare = functools.partial(
             file_checks.compare_with_fresh_export, file.model, export, file.name, file.edits
@@ -183,11 +183,6 @@ def read_files(detector: Detector, paths: Sequence[str]) -> tuple[list[ExportedF
     with file_checks.option_errors(first.path):
         options.check()
     return files, options
-
-
-def companions_checks(detector: Detector, options: Options, folder: Path) -> list[Check]:
-    contract = contract_of(detector.family, options)
-    return list(companion_checks(folder, contract.companions(detector.model)))
 
 
 def compare_preparation(
@@ -247,15 +242,6 @@ def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()
     return GraphSpec(' + '.join(spec.name for spec in specs), (), tuple(outputs.values()), state)
 
 
-def look_at_outputs(unread: Unread, runner: Stepper, result: StepResult | Exception) -> None:
-    if hasattr(runner, 'boxes_of') and not isinstance(result, Exception):
-        unread.look(result.outputs, runner.boxes_of)
-
-
-def reasons_of_unread(unread: Unread, runner: Stepper) -> list[str]:
-    return unread.reasons if hasattr(runner, 'boxes_of') else []
-
-
 def times_of(proof: Proof, unit: str) -> tuple[str, str]:
     return f'PyTorch ({unit})', f'{proof.verdict.subject["engine"]} ({unit})'
 
@@ -287,7 +273,7 @@ class Sweeps(Subject):
         self.sides, self.reference, self.given, self.plain = sides, reference, sweeps, plain
         self.spec, self.bars, self.settings = sides.spec, sides.bars, limits(sides.metadata)
         self.task, self.module = sides.detector.family.task, sides.detector.model
-        self.unread, self.watch, self.pairs = Unread(sides.spec), Watch(), []
+        self.unread, self.watch, self.pairs = Unread(sides.spec, sides.runner), Watch(), []
         self.first: Sweep | None = None
 
     def sample(self, entry: Sweep, index: int, mode: str) -> Sample:
@@ -322,8 +308,7 @@ class Sweeps(Subject):
     def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case:
         if isinstance(got, Exception):
             return case
-        if hasattr(self.sides.runner, 'boxes_of'):
-            self.unread.look(got.tensors, self.sides.runner.boxes_of)
+        self.unread.look(got.tensors, getattr(self.sides.runner, 'boxes_of', None))
         sides = want.results[0], got.results[0]
         if sample.data is self.plain and len(sides[0].above(bbox3d.SCORE_THR)):
             case = dataclasses.replace(case, detections=(best_scores_row(*sides),))

@@ -26,36 +26,49 @@ AGAIN = 'the model returns different results when an input runs again at the end
 def compare(subject: Subject) -> tuple[list[Case], list[str], Clock]:
     """Run PyTorch and the file on every sample, and one of them again.
 
-    Returns cases, reasons beyond single rows, and times of 'reference' and 'file'.
+    Returns cases, reasons beyond single rows, and times of 'reference' and of the mode, '' as 'file'.
     """
     cases, clock, kept = [], Clock(), None
-    for mode in subject.modes:
-        state = own = None
-        entries = subject.entries(mode)
+    for modes in subject.modes:
+        state, own = None, {}
+        entries = subject.entries(modes[0])
         for index, entry in enumerate(tracked(entries, len(entries), 'proving')):
-            sample = subject.sample(entry, index, mode)
-            state, own = (None, None) if sample.alone else (state, own if mode.startswith('free') else state)
+            sample = subject.sample(entry, index, modes[0])
+            if sample.alone:
+                state, own = None, {}
             want = clock.run('reference', functools.partial(subject.want, sample, state))
-            run = functools.partial(subject.got, sample, own)
-            got = attempt(functools.partial(clock.run, 'file', run))
-            case = judge(subject, sample, want, got, state)
-            if index == subject.again and mode == subject.modes[0]:
-                kept = entry, index, mode, want, case
-            if (case := subject.judged(sample, want, got, case)) is not None:
-                cases.append(case)
-            state, own = want.state, None if isinstance(got, Exception) else got.state
-    if kept is None or not kept[-1].passed:
-        return cases, [], clock
-    *given, first, _ = kept
-    sample = subject.sample(*given)
+            for mode in modes:
+                sample = dataclasses.replace(sample, mode=mode)
+                before = own.get(mode) if mode.startswith('free') else state
+                run = functools.partial(subject.got, sample, before)
+                got = attempt(functools.partial(clock.run, mode or 'file', run))
+                case = None if subject.is_drive else judge(subject, sample, want, got, state)
+                if index == subject.again and mode == subject.modes[0][0]:
+                    kept = (entry, index, mode), want, got, case
+                if (case := subject.judged(sample, want, got, case)) is not None:
+                    cases.append(case)
+                own[mode] = subject.after(sample, want, got)
+            state = want.state
+    return cases, [] if kept is None else _reasons_of_another_run(subject, *kept), clock
+
+
+def _reasons_of_another_run(
+    subject: Subject, given: Any, first: Step, first_got: Step | Exception, case: Case | None
+) -> list[str]:
+    if isinstance(first_got, Exception) or (case is not None and not case.passed):
+        return []
+    sample = dataclasses.replace(subject.sample(*given), mode=given[-1])
     again, got = subject.want(sample, None), attempt(lambda: subject.got(sample, None))
+    if case is None:
+        subject.ran_again(sample, (first, first_got), (again, got))
+        return []
     reasons = judge(subject, sample, again, got).failures[:1]
     if first.probe and again.probe:
         rows = compare_named(first.probe, again.probe, DEFAULT_RTOL)
         empty = [name for name, array in first.probe.items() if not array.size]
         if names := [row.tensor for row in rows if not row.passed and row.tensor not in empty]:
             reasons.append(f'outputs of {", ".join(names)}')
-    return cases, [f'{AGAIN} (state that runs change): {reason}' for reason in reasons], clock
+    return [f'{AGAIN} (state that runs change): {reason}' for reason in reasons]
 
 
 def judge(

@@ -39,7 +39,6 @@ from mmdeploy_ext.proving.loop import compare, judge
 from mmdeploy_ext.proving.not_shown import Watch, counts_of_images, limits_of, unreached
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
-    Unread,
     check_contents,
     check_graph,
     check_model,
@@ -61,7 +60,7 @@ from mmdeploy_ext.proving.references import (
     reference_with_empty_image,
     zoomed_on_object,
 )
-from mmdeploy_ext.proving.subject import Sample, Started, Step, Subject
+from mmdeploy_ext.proving.subject import Sample, Started, Step, Subject, Unread
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.draw import visible

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.base.arrays import is_same, other_values
 from mmdeploy_ext.base.config import disagreements
 from mmdeploy_ext.base.errors import one_line
 from mmdeploy_ext.base.files import sha256_file
 from mmdeploy_ext.base.source_code import changed_files, other_copies, versions, versions_with_places
 from mmdeploy_ext.base.user_modules import libraries_not_run
 from mmdeploy_ext.engines import BACKENDS
-from mmdeploy_ext.engines.base import attempt
 from mmdeploy_ext.engines.registry import CPU
 from mmdeploy_ext.exporting.int8.dense import QUANTISE
 from mmdeploy_ext.exporting.precision_plan import has_ranges, plan_of
@@ -46,7 +43,6 @@ from mmdeploy_ext.upstream.compat import replaced
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    import numpy as np
     import onnx
 
     from mmdeploy_ext.families.detector import Detector
@@ -118,7 +114,6 @@ class Proof:
         options: of their export.
         engine: `engine`, the class's registered name, and options.
         results: comparisons so far.
-        pairs: samples with both engines' results, to draw.
         changed_files: files of user classes that changed since the export.
     """
 
@@ -129,7 +124,6 @@ class Proof:
     claims: Claims
     verdict: Verdict
     results: Results = dataclasses.field(default_factory=Results)
-    pairs: list[Any] = dataclasses.field(default_factory=list)
     changed_files: list[str] = dataclasses.field(default_factory=list)
 
     def add_notes(self, notes: Iterable[str]) -> None:
@@ -263,34 +257,6 @@ def check_model(proof: Proof) -> None:
     if detector.ignored_keys:
         ignored = ', '.join(detector.ignored_keys)
         verdict.notes.append(f'weights of the checkpoint that --ignore-keys skipped: {ignored}')
-
-
-class Unread:
-    """Outputs that the spec leaves to the comparison of results, until something compared depends on them."""
-
-    def __init__(self, spec: GraphSpec) -> None:
-        self.names = [tensor.name for tensor in spec.outputs if tensor.compare != 'values']
-
-    def look(
-        self, outputs: Mapping[str, np.ndarray] | Exception, compared: Callable[[dict[str, np.ndarray]], Any]
-    ) -> None:
-        """Remove the outputs that change what is compared; `compared` returns it for outputs."""
-        if isinstance(outputs, Exception) or not self.names:
-            return
-        expected = attempt(lambda: compared(dict(outputs)))
-        for name in self.names.copy() if not isinstance(expected, Exception) else ():
-            changed = {**outputs, name: other_values(outputs[name])} if name in outputs else {}
-            result = attempt(functools.partial(compared, changed))
-            if not changed or isinstance(result, Exception) or not is_same(expected, result):
-                self.names.remove(name)
-
-    @property
-    def reasons(self) -> list[str]:
-        return [
-            f'output {name}: its spec leaves it to the comparison of results, but no result depends on it; '
-            "compare its values (compare='values'), or read it where the results are made"
-            for name in self.names
-        ]
 
 
 def judge_results(proof: Proof) -> None:

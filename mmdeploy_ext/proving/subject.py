@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base.arrays import is_same, other_values
+from mmdeploy_ext.engines.base import attempt
 from mmdeploy_ext.spec.results import FLOAT32
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 
@@ -53,6 +56,7 @@ class Sample:
         data: what its subject runs.
         titles: one per list of results, such as the pictures of a batch.
         alone: it starts from an empty memory, whatever ran before.
+        mode: one of `Subject.modes`, set by the loop.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Sample:
     traced: bool = False
     titles: Sequence[str] = ('',)
     alone: bool = False
+    mode: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +126,8 @@ class Subject(abc.ABC):
         task: module that matches results, or ''.
         settings: thresholds and limits of the post-processing.
         module: PyTorch's, for runs in float64 and without limits; None: it cannot run again.
-        modes: one pass over the samples per mode; in 'free...' the file has its own memory, else PyTorch's.
+        modes: of each pass over the samples; in 'free...' the file has its own memory, else PyTorch's.
+        is_drive: it judges its steps itself, in `judged` and `ran_again`.
         given: what `sample` makes samples of, in order.
         again: index of the one that runs again at the end.
         all_outputs: name of the row of a failed step without results.
@@ -133,7 +139,8 @@ class Subject(abc.ABC):
     task = ''
     settings: Mapping[str, Any] = {}
     module: Any = None
-    modes: Sequence[str] = ('',)
+    modes: Sequence[Sequence[str]] = (('',),)
+    is_drive = False
     given: Collection[Any] = ()
     again = 0
     all_outputs = 'all outputs'
@@ -173,3 +180,43 @@ class Subject(abc.ABC):
     def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case | None:
         """Take what the verdict needs of a step; return its case, or None to leave it out."""
         return case
+
+    def after(self, sample: Sample, want: Step, got: Step | Exception) -> Any:
+        """Return the file's own memory for its next step."""
+        return None if isinstance(got, Exception) else got.state
+
+    def ran_again(self, sample: Sample, first: Sequence[Step], second: Sequence[Step | Exception]) -> None:
+        """Judge the second run of both sides on a sample of a drive, from empty memories."""
+        raise NotImplementedError
+
+
+class Unread:
+    """Outputs that the spec leaves to the comparison of results, until something compared depends on them.
+
+    A `runner` of frames needs `boxes_of`, which makes results of the outputs.
+    """
+
+    def __init__(self, spec: GraphSpec, runner: Any = None) -> None:
+        is_read = runner is None or hasattr(runner, 'boxes_of')
+        self.names = [one.name for one in spec.outputs if one.compare != 'values'] if is_read else []
+
+    def look(
+        self, outputs: Mapping[str, np.ndarray] | Exception, compared: Callable[[dict[str, np.ndarray]], Any]
+    ) -> None:
+        """Remove the outputs that change what is compared; `compared` returns it for outputs."""
+        if isinstance(outputs, Exception) or not self.names:
+            return
+        expected = attempt(lambda: compared(dict(outputs)))
+        for name in self.names.copy() if not isinstance(expected, Exception) else ():
+            changed = {**outputs, name: other_values(outputs[name])} if name in outputs else {}
+            result = attempt(functools.partial(compared, changed))
+            if not changed or isinstance(result, Exception) or not is_same(expected, result):
+                self.names.remove(name)
+
+    @property
+    def reasons(self) -> list[str]:
+        return [
+            f'output {name}: its spec leaves it to the comparison of results, but no result depends on it; '
+            "compare its values (compare='values'), or read it where the results are made"
+            for name in self.names
+        ]

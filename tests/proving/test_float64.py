@@ -7,7 +7,8 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 
-from mmdeploy_ext.proving.float64 import in_float64, rounding_of
+from mmdeploy_ext.proving.explain import rounding_of
+from mmdeploy_ext.proving.float64 import in_float64
 from mmdeploy_ext.spec.comparison import compare_named
 
 

@@ -7,9 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.proving.file_checks import check_interface, check_structure, not_compared
-from mmdeploy_ext.proving.frames import look_at_outputs, reasons_of_unread
-from mmdeploy_ext.proving.proof import Unread
-from mmdeploy_ext.runtime.frames import StepResult
+from mmdeploy_ext.proving.subject import Unread
 from mmdeploy_ext.spec.comparison import count_rows
 from mmdeploy_ext.spec.results import AS_WRITTEN, EDITED, QUANTIZED
 from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
@@ -86,19 +84,19 @@ def test_the_opset_is_that_of_the_options_unless_the_file_was_edited():
 def test_an_output_of_frames_that_no_result_depends_on_is_named():
     names = ('boxes', 'labels', 'depth')
     outputs = tuple(TensorSpec(name, 'float32', ('n',), compare='detections') for name in names)
-    unread = Unread(GraphSpec('frame', (), (*outputs, TensorSpec('map', 'float32', ('n',)))))
+    spec = GraphSpec('frame', (), (*outputs, TensorSpec('map', 'float32', ('n',))))
 
     def boxes_of(outputs):
         return outputs['boxes'][outputs['labels'] >= 0]
 
-    runner = SimpleNamespace(boxes_of=boxes_of)
+    unread = Unread(spec, SimpleNamespace(boxes_of=boxes_of))
     nothing = {name: np.zeros(0, np.float32) for name in names}
-    look_at_outputs(unread, runner, StepResult(nothing, None))
+    unread.look(nothing, boxes_of)
     assert unread.names == list(names)
-    look_at_outputs(unread, runner, StepResult({name: np.float32([3, 4]) for name in names}, None))
-    (reason,) = reasons_of_unread(unread, runner)
+    unread.look({name: np.float32([3, 4]) for name in names}, boxes_of)
+    (reason,) = unread.reasons
     assert 'depth' in reason
-    assert not reasons_of_unread(unread, SimpleNamespace())
+    assert not Unread(spec, SimpleNamespace()).reasons
 
 
 def test_a_count_that_is_compared_with_bounds_is_read():

@@ -1,11 +1,14 @@
 """Decisions of PyTorch at a threshold, and values that rounding amplifies: what may differ, and how far."""
 
 import dataclasses
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proving.drive_run import MODES, SHORT_DRIVE, Modes, Moment, PairRun
+from mmdeploy_ext.proving import drive_run
+from mmdeploy_ext.proving.drive_run import MODES, SHORT_DRIVE, Drives, Moment, PairRun
+from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.runtime.tasks import driving
@@ -99,13 +102,11 @@ def test_a_trajectory_differs_as_far_as_pytorchs_own_rounding_and_is_named(mode,
     float64 = result(moved=rounding_m).detections
     spec, got = GraphSpec('', (), (STEPS, CLASSES)), result()
     got = dataclasses.replace(got, detections=result(moved=moved_m).detections)
-    drawn = dict(drawn_results=lambda frame, before: lambda seed: float64 if seed is None else None)
-    modes = Modes(
-        Steps(result()), {mode: Steps(got)}, spec, memory=MEMORY, bars=SHORT_DRIVE, task='driving', **drawn
-    )
-    for _ in range(2):
-        modes.add(FRAME)
-    row = modes.finish()[mode]
+    settings = dict(memory=MEMORY, bars=SHORT_DRIVE, task='driving', frames=[FRAME] * 2, module='its')
+    drives = Drives(Steps(result()), {mode: Steps(got)}, spec, **settings)
+    with mock.patch.object(drive_run, 'draws_of', lambda *_: iter([float64])):
+        compare(drives)
+    row = drives.finish()[mode]
     assert (not row.reasons) is passed, row.reasons
     (named,) = row.reasons or {line.partition(': ')[2] for line in row.excused}
     assert 'class 0' in named and 'trajectory' in named

@@ -14,9 +14,10 @@ from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.graphs.io.index import count_nodes
 from mmdeploy_ext.proving import drive, file_checks, frames, pictures
 from mmdeploy_ext.proving.backbone import check_backbone
-from mmdeploy_ext.proving.drive_run import SHORT_DRIVE, Modes
+from mmdeploy_ext.proving.drive_run import SHORT_DRIVE, Drives
 from mmdeploy_ext.proving.file_checks import of_images
 from mmdeploy_ext.proving.frames import output_spec
+from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.pictures import check_pictures, picture_inputs, run_case
 from mmdeploy_ext.proving.proof import finish
 from mmdeploy_ext.proving.references import InputReference
@@ -189,11 +190,10 @@ def run_modes(
     spec: GraphSpec,
     **settings: Any,
 ) -> dict[str, SequenceRow]:
-    """Run the reference once over a drive, and beside it one candidate per mode; see `Modes`."""
-    modes = Modes(reference, candidates, spec, **settings)
-    for frame in frames:
-        modes.add(frame)
-    return modes.finish()
+    """Run the reference once over a drive, and beside it one candidate per mode; see `Drives`."""
+    drives = Drives(reference, candidates, spec, frames=[*frames], **settings)
+    compare(drives)
+    return drives.finish()
 
 
 def run_far(

@@ -21,7 +21,7 @@ from mmdeploy_ext.exporting.substitution import without_limits
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.graphs.io import files as graph_files
 from mmdeploy_ext.graphs.passes.precision import with_fp16_metadata
-from mmdeploy_ext.proving.drive import NearOrigin, with_moment
+from mmdeploy_ext.proving.drive import NearOrigin
 from mmdeploy_ext.proving.explain import matched
 from mmdeploy_ext.proving.frames import limits, open_runner, read_files
 from mmdeploy_ext.proving.pictures import (
@@ -184,7 +184,7 @@ def rows_of_frames(
     files, options = read_files(detector, paths)
     contract = contract_of(detector.family, options)
     has_memory = bool(detector.family.memory_spec(files[-1].metadata.postprocess).tensors)
-    frames = [with_moment(frame, index) for index, frame in enumerate(NearOrigin(samples))]
+    frames = [*NearOrigin(samples, with_moments=True)]
     if seen:
         frames = _unseen(frames, contract, files, engine, seen)
     found = []

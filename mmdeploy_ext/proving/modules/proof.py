@@ -509,7 +509,7 @@ class ModuleProof(Subject):
     def entries(self, mode: str) -> list[ModuleCall]:
         """Return the samples, or generated inputs that the module takes; refusals are notes."""
         if mode != GENERATED:
-            if mode == self.modes[0]:
+            if mode == self.modes[0][0]:
                 self._run_samples(mode)
             return self.calls
         calls = [*self._resized(), *other_values(self.calls, list(self.inputs.values()), self.seed)]
@@ -706,7 +706,8 @@ class ModuleProof(Subject):
 
     def conclude(self, generate: bool = True) -> Verdict:
         """Judge the samples and generated inputs, and locate the first difference; call it once."""
-        self.modes = (*(WITH_STATE if self.state else ('',)), *((GENERATED,) if generate else ()))
+        modes = (*(WITH_STATE if self.state else ('',)), *((GENERATED,) if generate else ()))
+        self.modes = [(mode,) for mode in modes]
         if self.state and len(self.calls) == 1:
             self.not_compared('the state: a single sample has no next frame; pass two or more')
         (cases, reasons, _), verdict = compare(self), self.verdict
