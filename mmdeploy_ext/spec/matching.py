@@ -67,7 +67,7 @@ class Ties:
         self.thresholds = [number for name, number in numbers if 'thr' in name and 'iou' not in name]
         self.is_full = counts[0] == counts[1] and counts[0] in [number for _, number in numbers]
         self.lowest = [float(side.scores.min(initial=np.inf)) + TIE for side in self.sides]
-        self._scores: dict[tuple[int, int], float | None] = {}
+        self._rows: dict[tuple[int, int], int | None] = {}
 
     def __call__(self, missing: list[int], extra: list[int], outside: Mapping[int, int]) -> list[Choice]:
         if not getattr(self.sides[0], 'scored', True):
@@ -79,9 +79,10 @@ class Ties:
         ]
         for column in extra:
             if self._at_threshold(float(candidate.scores[column]), NEAR_TIE):
-                score = self._score_without_limits(1, column)
-                choices += [(None, column)] if score is not None and self._at_threshold(score, TIE) else []
-        choices += self._exchanged(lone, outside).items()
+                found = self._without_limits(1, column)
+                is_tied = found is not None and self._at_threshold(float(self._every.scores[found]), TIE)
+                choices += [(None, column)] if is_tied else []
+        choices += self._exchanged(lone).items()
         choices += self._followers(lone, choices)
         return choices + self._behind_cut((missing, extra), choices)
 
@@ -92,25 +93,27 @@ class Ties:
     def _every(self) -> Any:
         return self.run()
 
-    def _score_without_limits(self, side: int, index: int) -> float | None:
-        """Return the score that PyTorch gives a result of either side without limits; None: it has none."""
-        if (side, index) not in self._scores:
+    def _without_limits(self, side: int, index: int) -> int | None:
+        """Return the row of PyTorch's results without limits that equals a result of either side, or None."""
+        if (side, index) not in self._rows:
             (row,) = self.pair_by(self._every, self.sides[side][index : index + 1]).matched or (None,)
-            self._scores[side, index] = None if row is None else float(self._every.scores[row])
-        return self._scores[side, index]
+            self._rows[side, index] = row
+        return self._rows[side, index]
 
-    def _exchanged(self, lone: tuple[list[int], list[int]], outside: Mapping[int, int]) -> dict[int, int]:
-        """Return row -> column of lone results with equal scores in PyTorch."""
+    def _exchanged(self, lone: tuple[list[int], list[int]]) -> dict[int, int]:
+        """Return row -> column of lone results that are two results of PyTorch with equal scores."""
         reference, candidate = self.sides
         pairs: dict[int, int] = {}
         for row in lone[0]:
             for column in lone[1]:
                 if abs(float(reference.scores[row]) - float(candidate.scores[column])) > NEAR_TIE:
                     continue
-                if row in pairs or column in pairs.values() or outside.get(row) == column:
+                if row in pairs or column in pairs.values():
                     continue
-                scores = self._score_without_limits(0, row), self._score_without_limits(1, column)
-                if None not in scores and abs(scores[0] - scores[1]) <= TIE:
+                first, second = self._without_limits(0, row), self._without_limits(1, column)
+                if None in (first, second) or first == second:
+                    continue
+                if abs(float(self._every.scores[first]) - float(self._every.scores[second])) <= TIE:
                     pairs[row] = column
         return pairs
 
@@ -126,7 +129,7 @@ class Ties:
                 if (
                     follower not in chosen[other]
                     and follows(self.sides[other], follower, self.sides[side], index)
-                    and (other == 0 or self._score_without_limits(1, follower) is not None)
+                    and (other == 0 or self._without_limits(1, follower) is not None)
                 ):
                     chosen[other].add(follower)
                     found.append(_single(other, follower))
@@ -143,7 +146,7 @@ class Ties:
             rest = (index for index in alone[side] if index not in chosen[side])
             lower = [index for index in rest if self.sides[side].scores[index] <= self.lowest[1 - side]]
             if side:
-                lower = [column for column in lower if self._score_without_limits(1, column) is not None]
+                lower = [column for column in lower if self._without_limits(1, column) is not None]
             found += [_single(side, index) for index in lower[: chosen[side].count(None)]]
         return found
 

@@ -120,6 +120,14 @@ def test_a_box_that_moved_is_no_choice_although_its_score_is_the_same():
     assert not row.passed and row.outside == 1 and 'nearest class 0' in row.alone[0]
 
 
+def test_two_overlapping_boxes_of_pytorch_with_equal_scores_suppress_each_other_in_either_order():
+    near = (0, 0, 40, 48)
+    reference, candidate = boxes((*FIRST, 0.5), LAST), boxes((*near, 0.5), LAST)
+    assert matched(reference, candidate, [FIRST, near]).passed
+    assert not matched(reference, candidate, [FIRST, (*near, 0.50002)]).passed, 'no tie'
+    assert not matched(reference, candidate, [FIRST]).passed, 'not in PyTorch'
+
+
 def test_segments_of_a_map_have_no_scores_that_could_tie():
     masks = np.eye(3, dtype=bool)[:, None]
     one, other = (
