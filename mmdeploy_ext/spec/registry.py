@@ -37,7 +37,14 @@ FILM, SWEEP = 'run {file} INFOS.pkl --out work_dirs/film.mp4', 'run {file} SWEEP
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Modules for a program that loads our files; arguments of `register_contract`."""
+    """Modules for a program that loads our files.
+
+    Attributes:
+        contract: `'module:Class'` of a `families.contracts.Contract`.
+        loop: `'module:Class'` that runs the files as the program does, without PyTorch.
+        checks: module with `check(folder)`, which finds what the program rejects, and file `PATTERNS`.
+        tables: module with `write_tables` for a rig's tables, see `graph write-tables`.
+    """
 
     contract: str
     loop: str
@@ -47,7 +54,29 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Registration:
-    """The arguments of `register_family`."""
+    """A family, without its modules.
+
+    Attributes:
+        name: in metadata; a lower-case letter, then letters, digits, '_' and '-'.
+        family: `'module:Class'` of the `Family`, or `'module:INSTANCE'`.
+        options: besides common options: `spec.options.Option`s or 'max_candidates'.
+        facts: `'module:Class'` of its `spec.facts.Facts` subclass, in a module without PyTorch.
+        runtime: module without PyTorch that turns outputs into results, see `runtime.detect`.
+        library: slow import of the family, such as 'mmdet3d'; such families are tried last.
+        training_keys: keys of `model` for training only; the zoo ignores them.
+        keep_fp32: patterns of nodes that stay float32, see `graphs.passes.select.match_patterns`.
+        claims: detector or head classes (or bases) that cause the import of the family. () tries it
+            for each config without a matching claim.
+        exports: supported models and page, for the message about an unsupported detector.
+        similar_names: words in names of similar detectors and heads, for that message.
+        of_config: what the config decides, for the message about a missing option.
+        used_by: form -> command behind `mm2onnx` for a proven file, with {file}, {folder}, {config} and
+            {checkpoint}; '' for other forms.
+        own_kernels: layers or heads without a CPU kernel in their library; ours runs in PyTorch.
+        seeded: `'module:function'` for heads unknown to the zoo's weights, see
+            `dev.seeded.weights.steps_of_family`.
+        contracts: name -> another program that loads its files; `register_contract` adds them.
+    """
 
     name: str
     family: str
@@ -64,7 +93,7 @@ class Registration:
     used_by: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(USED_BY))
     own_kernels: tuple[str, ...] = ()
     seeded: str = ''
-    contracts: Mapping[str, Program] = dataclasses.field(default_factory=dict)  # other programs
+    contracts: Mapping[str, Program] = dataclasses.field(default_factory=dict)
 
     def load_family(self) -> Any:
         """Import the family; ConfigError if its module lacks it."""
@@ -115,69 +144,17 @@ _WAITING: dict[str, list[Callable[[], None]]] = {}
 """Name of an unregistered family -> its contracts, registered after it."""
 
 
-def register_family(
-    name: str,
-    family: str,
-    *,
-    options: tuple[Option | str, ...] = (),
-    facts: str = '',
-    runtime: str = '',
-    library: str = '',
-    training_keys: tuple[str, ...] = (),
-    keep_fp32: tuple[str, ...] = (),
-    claims: tuple[str, ...] = (),
-    exports: str = '',
-    similar_names: tuple[str, ...] = (),
-    of_config: str = '',
-    used_by: Mapping[str, str] | None = None,
-    own_kernels: tuple[str, ...] = (),
-    seeded: str = '',
-) -> None:
+def register_family(name: str, family: str, **settings: Any) -> None:
     """Make a family known to every command and function.
 
-    Call it in a module without PyTorch and mmcv.
-
-    Args:
-        name: in metadata; a lower-case letter, then letters, digits, '_' and '-'.
-        family: `'module:Class'` of the `Family`, or `'module:INSTANCE'`.
-        options: besides common options: `spec.options.Option`s or 'max_candidates'.
-        facts: `'module:Class'` of its `spec.facts.Facts` subclass, in a module without PyTorch.
-        runtime: module without PyTorch that turns outputs into results, see `runtime.detect`.
-        library: slow import of the family, such as 'mmdet3d'; such families are tried last.
-        training_keys: keys of `model` for training only; the zoo ignores them.
-        keep_fp32: patterns of nodes that stay float32, see `graphs.passes.select.match_patterns`.
-        claims: detector or head classes (or bases) that cause the import of the family. () tries it
-            for each config without a matching claim.
-        exports: supported models and page, for the message about an unsupported detector.
-        similar_names: words in names of similar detectors and heads, for that message.
-        of_config: what the config decides, for the message about a missing option.
-        used_by: form -> command behind `mm2onnx` for a proven file, with {file}, {folder}, {config} and
-            {checkpoint}; '' for other forms.
-        own_kernels: layers or heads without a CPU kernel in their library; ours runs in PyTorch.
-        seeded: `'module:function'` for heads unknown to the zoo's weights, see
-            `dev.seeded.weights.steps_of_family`.
+    Call it in a module without PyTorch and mmcv. `settings` are further attributes of `Registration`.
 
     Raises:
         ConfigError: the name is taken, `name` or `family` is malformed, or a default is not allowed.
     """
+    options = settings.pop('options', ())
     options = tuple(MAX_CANDIDATES if option == MAX_CANDIDATES.name else option for option in options)
-    registration = Registration(
-        name,
-        family,
-        options,
-        facts,
-        runtime,
-        library,
-        tuple(training_keys),
-        tuple(keep_fp32),
-        tuple(claims),
-        exports,
-        tuple(similar_names),
-        of_config,
-        dict(used_by or USED_BY),
-        tuple(own_kernels),
-        seeded,
-    )
+    registration = Registration(name, family, options, **settings)
     if not re.fullmatch(r'[a-z][\w-]*', name):
         raise ConfigError(
             f'register_family({name!r}): expected a lower-case letter, then letters, digits, _ and -'
@@ -214,36 +191,24 @@ def register_contract(
     help: str,
     fixes: Mapping[str, Any] | None = None,
     options: tuple[Option, ...] = (),
-    checks: str = '',
-    tables: str = '',
+    **modules: str,
 ) -> None:
     """Add another program's files to `--contract`; the family may be registered later.
 
     Args:
         family: name of the family.
         name: choice of `--contract`.
-        contract: `'module:Class'` of a `families.contracts.Contract`.
-        loop: `'module:Class'` that runs the files as the program does, without PyTorch.
+        contract: see `Program`.
+        loop: see `Program`.
         help: the files, for `--help`.
         fixes: option -> value that the contract fixes.
         options: options of this contract only.
-        checks: module with `check(folder)`, which finds what the program rejects, and file `PATTERNS`.
-        tables: module with `write_tables` for a rig's tables, see `graph write-tables`.
+        **modules: further attributes of `Program`.
     """
     if family not in _REGISTERED:
-        register_later = functools.partial(
-            register_contract,
-            family,
-            name,
-            contract,
-            loop,
-            help=help,
-            fixes=fixes,
-            options=options,
-            checks=checks,
-            tables=tables,
-        )
-        _WAITING.setdefault(family, []).append(register_later)
+        settings = dict(help=help, fixes=fixes, options=options, **modules)
+        later = functools.partial(register_contract, family, name, contract, loop, **settings)
+        _WAITING.setdefault(family, []).append(later)
         return
     registration = _REGISTERED[family]
     contract_options = [dataclasses.replace(option, only_with=('contract', name)) for option in options]
@@ -261,7 +226,7 @@ def register_contract(
     _REGISTERED[family] = dataclasses.replace(
         registration,
         options=(*extended, *contract_options),
-        contracts={**registration.contracts, name: Program(contract, loop, checks, tables)},
+        contracts={**registration.contracts, name: Program(contract, loop, **modules)},
     )
 
 
