@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.base.cli import option, takes
 from mmdeploy_ext.base.errors import (
     CodeError,
     ConfigError,
@@ -24,12 +25,12 @@ from mmdeploy_ext.base.errors import (
     after_weights,
 )
 from mmdeploy_ext.bench.kinds import kind_of
-from mmdeploy_ext.engines.registry import engine_settings
+from mmdeploy_ext.engines.registry import engine_settings, file_engines
 from mmdeploy_ext.families.base import DETECTOR, refuse
 from mmdeploy_ext.families.detector import TRACED, Detector, fit, named_program, read_config
 from mmdeploy_ext.proving.subject import Claims
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
-from mmdeploy_ext.spec.options import MADE_FOR, TARGETS, Target
+from mmdeploy_ext.spec.options import MADE_FOR, PRECISIONS, TARGETS, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,59 +43,113 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass
-class ExportRequest:
-    """The arguments of `export`, described there.
+class ModelRequest:
+    """The model of a command, and how to load it."""
 
-    Attributes:
-        ignored_keys: prefixes of checkpoint keys that are left out.
-        options: options of the graph that are not at their default.
-    """
-
-    config: str | Path
-    checkpoint: str | Path
-    output_file: str | Path = ''
-    picture: str | Path = ''
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    cfg_options: Mapping[str, Any] | None = None
-    device: str = 'cpu'
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    ignored_keys: Sequence[str] = ()
+    config: str | Path = option('config', 'config file')
+    checkpoint: str | Path = option('checkpoint', 'checkpoint file')
+    cfg_options: Mapping[str, Any] | None = option(
+        '--cfg-options KEY=VALUE...',
+        'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3',
+        None,
+    )
+    device: str = option(
+        '--device DEVICE', "where PyTorch runs: 'cpu', 'cuda', 'cuda:1' (default: %(default)s)", 'cpu'
+    )
+    mean: Sequence[float] | None = option(
+        '--mean MEAN', 'per-channel mean (default: from the config)', None, type=float, nargs=3
+    )
+    std: Sequence[float] | None = option(
+        '--std STD', 'per-channel standard deviation (default: from the config)', None, type=float, nargs=3
+    )
+    ignored_keys: Sequence[str] = option(
+        '--ignore-keys PREFIX...',
+        'ignore checkpoint keys with these prefixes, e.g. roi_head.mask_head. to load a Mask R-CNN '
+        'checkpoint into a Faster R-CNN; the verdict lists them',
+        (),
+    )
 
 
 @dataclasses.dataclass
-class ProofRequest:
-    """The arguments of `prove`, described there.
+class ExportRequest(ModelRequest):
+    """An export; `options` of the graph that are not at their default."""
+
+    output_file: str | Path = option(
+        '--out --output-file FILE',
+        "file to write (default: tmp.onnx); a folder for models of several graphs (default: the config's "
+        'name)',
+        '',
+        kw_only=False,
+    )
+    picture: str | Path = option('--input-img INPUT_IMG', 'image to trace (default: demo/toy.jpg)', '')
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
+
+
+@dataclasses.dataclass
+class ProofRequest(ModelRequest):
+    """A proof of files.
 
     Attributes:
-        ignored_keys: prefixes of checkpoint keys that are left out.
         option: option of `samples`, for messages.
-        recorded: folder of `record.py`, or ''.
         settings: `Claims.settings`.
     """
 
-    config: str | Path
-    checkpoint: str | Path
-    onnx_file: str | Path
-    samples: Sequence[str | Path] = ()
-    frames: int | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    cfg_options: Mapping[str, Any] | None = None
-    device: str = 'cpu'
-    engine: str = 'onnxruntime'
-    providers: Sequence[str] | None = None
-    threads: int = 0
-    inference_precision: str | None = None
-    metrics: Sequence[str] = ()
-    edited: bool = False
-    asked: Mapping[str, Any] | None = None
-    library: str | None = None
-    strict: bool = False
-    ignored_keys: Sequence[str] = ()
-    option: str = '--images'
-    recorded: str | Path = ''
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    onnx_file: str | Path = option('onnx_file m.onnx', 'file, or folder of graphs, that mm2onnx exported')
+    samples: Sequence[str | Path] = option(
+        '--images --input PATH...',
+        'samples to compare on: images or folders (default: demo/toy.jpg and, if present, 3 of '
+        'data.test); LiDAR sweeps (.bin, .npy; for sparse backbones also voxels, .npz), folders of them '
+        'or info files (.pkl); for models with a memory, an info file (.pkl)',
+        (),
+    )
+    metrics: Sequence[str] = option(
+        '--eval METRIC...', "also compare the data set's metrics of both engines, e.g. bbox", ()
+    )
+    recorded: str | Path = option(
+        '--recorded FOLDER',
+        'compare with the results of record.py in the environment of the training (mm2onnx record)',
+        '',
+    )
+    edited: bool = option(
+        '--edited', 'the file was edited on purpose: compare only its results, not the graph', False
+    )
+    asked: Mapping[str, Any] | None = option(
+        '', 'option of the export -> value that the file must have', None, kw_only=True
+    )
+    strict: bool = option('--strict', "treat any 'untraced' line of the verdict as a failure", False)
+    frames: int | None = option(
+        '--frames N',
+        "number of frames or sweeps, from the config's data.test if present, else generated (default: 12)",
+        None,
+        type=int,
+    )
+    engine: str = option(
+        '--engine',
+        'engine that runs the ONNX file (default: onnxruntime); tensorrt builds an engine for this '
+        "machine's GPU beside the file",
+        'onnxruntime',
+        choices=tuple(file_engines()),
+    )
+    providers: Sequence[str] | None = option(
+        '--providers EP...',
+        'execution providers of ONNX Runtime in order, e.g. CUDAExecutionProvider; a missing one is an error',
+        None,
+    )
+    threads: int = option('--threads THREADS', 'threads within an operator (default: the engine decides)', 0)
+    inference_precision: str | None = option(
+        '--inference-precision',
+        'precision in which OpenVINO computes (default: fp32)',
+        None,
+        choices=PRECISIONS,
+    )
+    library: str | None = option(
+        '--library',
+        "if the repository's own copy of the library does not run, prove against the installed one",
+        None,
+        choices=('installed',),
+    )
+    option: str = dataclasses.field(default='--images', kw_only=True)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict, kw_only=True)
 
     def check(self) -> None:
         """Check what needs no config; raises UsageError."""
@@ -166,12 +221,12 @@ def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | Non
             raise UsageError(f'--{name} {" ".join(map(str, numbers))}: expected three {kind} numbers')
 
 
-def read_detector(request: ExportRequest | ProofRequest, file: str = '') -> Detector:
-    """Read the config of a request; `file` as in `read_config`."""
+def read_detector(request: ExportRequest | ProofRequest) -> Detector:
+    """Read the config of a request."""
     check_normalisation(request.mean, request.std)
-    whole = getattr(request, 'options', {}).get('whole', '')
+    whole, file = getattr(request, 'options', {}).get('whole', ''), getattr(request, 'onnx_file', '')
     detector = read_config(
-        request.config, request.checkpoint, request.cfg_options, request.device, file=file, whole=whole
+        request.config, request.checkpoint, request.cfg_options, request.device, file=str(file), whole=whole
     )
     detector.ignored_keys = tuple(request.ignored_keys)
     return detector
@@ -332,50 +387,25 @@ def plan_read(
     return planner_of(detector, files, chosen, keep, metric, **quantiser)
 
 
-def export(
-    config: str | Path,
-    checkpoint: str | Path,
-    output_file: str | Path = '',
-    *,
-    picture: str | Path = '',
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    cfg_options: Mapping[str, Any] | None = None,
-    device: str = 'cpu',
-    **options: Any,
-) -> Exported:
+@takes(ExportRequest, 'options')
+def export(request: ExportRequest) -> Exported:
     """Export a detector to ONNX, as `mm2onnx export`. Call `prove` to compare.
 
-    Args:
-        config: mmcv 1.x config; its `custom_imports` are imported.
-        checkpoint: the weights.
-        output_file: `.onnx` file, or folder for several graphs, replaced as a whole. '': `tmp.onnx`, a folder
-            named after the config, or `<config>_fork.onnx`, in the current folder.
-        picture: traced image; '': the package's.
-        mean: per channel in the network's order (R G B with `to_rgb=True`), 0..255; None: the config's.
-            2D models only.
-        std: likewise.
-        cfg_options: dotted key -> value that overrides the config.
-        device: 'cpu', 'cuda' or 'cuda:N'.
-        options: of the graph. All models have `opset`, `precision` ('fp32', 'fp16'), `fp16_io`,
-            `keep_fp32`, `exporter` ('torchscript', 'dynamo') and `simplify`; 2D models also `form` ('full':
-            results, 'decode': boxes and scores before NMS, 'raw': head outputs; two-stage also 'proposals',
-            'regions'), `height`, `width` (pixels), `batch` and `dynamic`; frames and sweeps may have
-            `contract`. See `spec.options` and a family's `options.py`.
+    `options` are of the graph. All models have `opset`, `precision` ('fp32', 'fp16'), `fp16_io`, `keep_fp32`,
+    `exporter` ('torchscript', 'dynamo') and `simplify`; 2D models also `form` ('full': results, 'decode':
+    boxes and scores before NMS, 'raw': head outputs; two-stage also 'proposals', 'regions'), `height`,
+    `width` (pixels), `batch` and `dynamic`; frames and sweeps may have `contract`. See `spec.options` and a
+    family's `options.py`. `mean` and `std` are in the network's order (R G B with `to_rgb=True`), 0..255,
+    for 2D models only.
 
-    Returns:
-        The files, the options and the model.
-
-    Raises:
-        UsageError: before the weights load, such as an unreadable config or unknown option. Also if your
-            backbone or neck fixes sizes under 'torchscript' with `dynamic`, or a `keep_fp32` pattern
-            matches no node.
-        ExportError: the exporter failed, or the file contradicts the options.
+    Returns the files, the options and the model. UsageError: before the weights load, such as an unreadable
+    config or unknown option. Also if your backbone or neck fixes sizes under 'torchscript' with `dynamic`, or
+    a `keep_fp32` pattern matches no node. ExportError: the exporter failed, or the file contradicts the
+    options.
     """
-    request = ExportRequest(config, checkpoint, output_file, picture, mean, std, cfg_options, device, options)
     detector = read_detector(request)
     chosen = chosen_options(detector, request)
-    inputs = kind_of(detector.family).samples(detector, traced=picture or DEFAULT_PICTURE)
+    inputs = kind_of(detector.family).samples(detector, traced=request.picture or DEFAULT_PICTURE)
     return export_read(detector, chosen, request, inputs)
 
 
@@ -388,6 +418,11 @@ def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
 
     recording = open_recording(request.recorded, detector) if request.recorded else None
     family, kind, engine = detector.family, kind_of(detector.family), request.build_settings()
+    for name, reason in kind.refused('verify', family).items():
+        value, field = getattr(request, name), request.__dataclass_fields__[name]
+        is_list = hasattr(value, '__len__') and not isinstance(value, str)
+        if len(value) if is_list else value != field.default:
+            raise UsageError(f'{field.metadata["names"].split()[0]}: {reason}')
     kind.check_engine(engine)
     inputs = kind.samples(detector, [*map(str, request.samples)], request.frames, request.option)
     path, metrics = str(request.onnx_file), request.metrics
@@ -449,72 +484,13 @@ def prove_on(
     return verdict
 
 
-def prove(
-    config: str | Path,
-    checkpoint: str | Path,
-    onnx_file: str | Path,
-    *,
-    samples: Sequence[str | Path] = (),
-    frames: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    cfg_options: Mapping[str, Any] | None = None,
-    device: str = 'cpu',
-    engine: str = 'onnxruntime',
-    providers: Sequence[str] | None = None,
-    threads: int = 0,
-    inference_precision: str | None = None,
-    metrics: Sequence[str] = (),
-    edited: bool = False,
-    asked: Mapping[str, Any] | None = None,
-    library: str | None = None,
-    strict: bool = False,
-    recorded: str | Path = '',
-) -> Verdict:
+@takes(ProofRequest)
+def prove(request: ProofRequest) -> Verdict:
     """Prove that a file matches its config and checkpoint, as `mm2onnx verify`.
 
-    Args:
-        config: mmcv 1.x config.
-        checkpoint: the weights.
-        onnx_file: file, or folder of one model's graphs.
-        samples: pictures; LiDAR sweeps (`.bin`, `.npy`), for backbones also voxels (`.npz`); or one info file
-            of mmdet3d's `create_data.py` (`.pkl`, for sweeps also `.json`). (): the config's data set, for
-            images also the package's; else generated samples.
-        frames: maximum of frames, or sweeps per sample; None: 12. Images: the first 8.
-        mean: of the export; None: the config's.
-        std: of the export; None: the config's.
-        cfg_options: of the export.
-        device: of PyTorch: 'cpu', 'cuda' or 'cuda:N'.
-        engine: 'onnxruntime', 'openvino' or, for images, 'tensorrt'.
-        providers: ONNX Runtime's execution providers in order; None: the CPU's.
-        threads: of the engine; 0: it decides. TensorRT allows only 0.
-        inference_precision: OpenVINO's 'fp32', 'bf16' or 'fp16'; None: 'fp32'. Frames and sweeps: 'fp32'.
-        metrics: data set metrics, such as 'bbox', on both sides.
-        edited: the file was edited on purpose; skip comparing its graph.
-        asked: option of `export` -> value required of the file.
-        library: 'installed': prove against the installed mmdet, mmdet3d, mmseg or mmcv if the repository's
-            own copy did not run; None: such a file is not proven.
-        strict: treat any `verdict.untraced` entry as a failure.
-        recorded: folder written by `record.py` in the training environment: its results decide.
-
-    Returns:
-        The verdict: `passed`, whether graph, tensors and results agree within the bars of docs/proof.md;
-        `proven`, the same for float32 files and engines only; `title`; `to_json()`; `pairs`, a few samples
-        with both sides' results to draw.
-
-    Raises:
-        UsageError: before the weights load, such as a missing file.
-        Mm2OnnxError: a sample cannot be read or run, or the file is one of several graphs; exits 1.
+    Returns the verdict: `passed`, whether graph, tensors and results agree within the bars of docs/proof.md;
+    `proven`, the same for float32 files and engines only; `title`; `to_json()`; `pairs`, a few samples with
+    both sides' results to draw. UsageError: before the weights load, such as a missing file. Mm2OnnxError: a
+    sample cannot be read or run, or the file is one of several graphs; exits 1.
     """
-    request = ProofRequest(**locals())
-    for name, value in dict(samples=samples, metrics=metrics).items():
-        if isinstance(value, str | Path):  # each letter would be an entry
-            raise UsageError(f'{name}={str(value)!r}: expected a list, [{str(value)!r}]')
-    detector = read_detector(request, str(onnx_file))
-    reasons = kind_of(detector.family).refused('prove', detector.family)
-    defaults = {field.name: field.default for field in dataclasses.fields(ProofRequest)}
-    given = {name: value for name in reasons if (value := getattr(request, name)) and value != defaults[name]}
-    if given:
-        listed = ', '.join(f'{name}={value!r}' for name, value in given.items())
-        raise UsageError(f'{listed}: {reasons[next(iter(given))]}')
-    return prove_read(detector, request)
+    return prove_read(read_detector(request), request)

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import inspect
 import pkgutil
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from mmcv import Config
 
 import mmdeploy_ext
+from mmdeploy_ext.api import ProofRequest
 from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.cli import options, verify_app
 
 PUBLIC = {
     'Family',
@@ -72,3 +75,17 @@ def test_objects_in_memory_in_place_of_files_are_named_in_one_line():
         with pytest.raises(UsageError, match='expected the path of a file') as error:
             mmdeploy_ext.export(*given)
         assert len(str(error.value)) < 200
+
+
+def test_the_parameters_of_a_function_are_the_options_of_its_command():
+    line = 'c.py w.pth m.onnx --images a --eval bbox --ignore-keys k --mean 1 2 3 --strict'
+    request = options.request_of(ProofRequest, verify_app.build_parser().parse_args(line.split()))
+    assert request == ProofRequest(
+        'c.py', 'w.pth', 'm.onnx', samples=['a'], metrics=['bbox'], ignored_keys=['k'], mean=[1, 2, 3],
+        cfg_options={}, asked=None, strict=True,
+    )  # fmt: skip
+    parameters = inspect.signature(mmdeploy_ext.prove).parameters
+    assert {'samples', 'metrics', 'asked'} < parameters.keys() and 'settings' not in parameters
+    assert all(f'\n    {name}: ' in mmdeploy_ext.prove.__doc__ for name in parameters)
+    with pytest.raises(TypeError, match='smaples'):
+        mmdeploy_ext.prove('c.py', 'w.pth', 'm.onnx', smaples=['a'])

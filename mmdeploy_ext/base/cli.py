@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import functools
+import inspect
 import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from mmdeploy_ext.base.commands import CHECKOUT
 from mmdeploy_ext.base.errors import (
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 
 Item = TypeVar('Item')
+Result = TypeVar('Result')
+Arguments = ParamSpec('Arguments')
 OUTPUT_SPELLINGS = ('--output', '--output-file')
 """Other spellings of --out, which the help does not show."""
 ELSEWHERE = {
@@ -60,7 +64,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
     def take_output_by_position(self, output: argparse.Action) -> None:
-        """Take the value of `output`, see `add_output`, as last positional argument, too."""
+        """Take the value of `output` as last positional argument, too."""
         output.required, self._output = True, output
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -331,38 +335,86 @@ def add(parser: Any, names: str, text: str = '', default: Any = None, **settings
     """Add an argument and return it.
 
     '--max-iter N' takes a value, '--size H W' two, '--images PATH...' one or more; '--all' is a flag. The
-    default gives the type. `settings` go to `add_argument`, except `writes`, see the function.
+    default gives the type. `settings` go to `add_argument`, except `writes`, see the function, and `hidden`,
+    spellings that the help does not show. '--out' is an output and has `OUTPUT_SPELLINGS`.
     """
     words = names.split()
     flags = [word for word in words if word.startswith('-')] or words[:1]
     titles = tuple(word.removesuffix('...') for word in words[len(flags) :])
-    files = settings.pop('writes', None)
+    is_output = flags[0] == '--out'
+    files = settings.pop('writes', '{}' if is_output else None)
+    hidden = (*(OUTPUT_SPELLINGS if is_output else ()), *settings.pop('hidden', ()))
     if titles:
         settings['metavar'] = titles if len(titles) > 1 else titles[0]
-    elif flags[0].startswith('-') and not settings:
+    elif flags[0].startswith('-') and not settings.keys() - {'dest'}:
         settings['action'] = 'store_true'
     if names.endswith('...') or len(titles) > 1:
-        settings['nargs'] = '+' if names.endswith('...') else len(titles)
+        settings.setdefault('nargs', '+' if names.endswith('...') else len(titles))
     if default is not None:
         settings['default'] = default
     if isinstance(default, int | float | Path):
         settings.setdefault('type', Path if isinstance(default, Path) else type(default))
     action = parser.add_argument(*flags, help=text or None, **settings)
+    for spelling in hidden:
+        parser._option_string_actions.setdefault(spelling, action)
     return action if files is None else writes(action, *([files] if isinstance(files, str) else files))
 
 
-def add_output(
-    parser: Any, names: str, text: str, default: Any = None, *, hidden: Sequence[str] = (), **settings: Any
-) -> argparse.Action:
-    """Add the output of a command, '--out FILE', and return it.
+def option(names: str, text: str, default: Any = dataclasses.MISSING, **settings: Any) -> Any:
+    """Declare a field of a request: a parameter of a function, see `takes`, and an argument, see `add`.
 
-    `OUTPUT_SPELLINGS` and the words of `hidden` are taken, too, and not in the help.
-    '--out --out-dir DIR' has the word of mmdet in its help, too. `settings`: see `add`.
+    Options are keywords of the function, unless `kw_only` is False.
     """
-    action = add(parser, names, text, default, **{'writes': '{}', **settings})
-    for spelling in (*OUTPUT_SPELLINGS, *hidden):
-        parser._option_string_actions.setdefault(spelling, action)
-    return action
+    kw_only = settings.pop('kw_only', names.startswith('-'))
+    metadata = dict(names=names, text=text, settings=settings)
+    return dataclasses.field(default=default, kw_only=kw_only, metadata=metadata)
+
+
+def add_fields(parser: Any, request: type, names: str, **settings: Any) -> None:
+    """Add fields of a request, see `option`; `settings` override the declared ones."""
+    for name in names.split():
+        field = request.__dataclass_fields__[name]
+        given = dict(field.metadata['settings'], **settings)
+        words, default = field.metadata['names'], given.pop('default', field.default)
+        if words.startswith('-'):
+            given['dest'] = name
+        if default == '' or default is False or default is dataclasses.MISSING:  # nothing is given then
+            default = None
+        add(parser, words, field.metadata['text'], default, **given)
+
+
+def takes(request: Callable[Arguments, Item], rest: str = '') -> Callable[..., Callable[Arguments, Result]]:
+    """Let a function of a request have the request's options as its parameters.
+
+    Other keywords are entries of the field `rest`.
+    """
+
+    def decorate(function: Callable[[Item], Result]) -> Callable[Arguments, Result]:
+        fields = {field.name: field for field in dataclasses.fields(request) if field.metadata}
+
+        @functools.wraps(function)
+        def called(*args: Any, **given: Any) -> Result:
+            others = {name: given.pop(name) for name in given.keys() - fields.keys()} if rest else {}
+            for name, value in given.items():
+                is_list = name in fields and fields[name].metadata['names'].endswith('...')
+                if is_list and isinstance(value, str | Path):  # each letter would be an entry
+                    raise UsageError(f'{name}={str(value)!r}: expected a list, [{str(value)!r}]')
+            return function(request(*args, **given, **({rest: others} if rest else {})))
+
+        signature = inspect.signature(request)
+        parameters = [one for one in signature.parameters.values() if one.name in fields]
+        if rest:
+            parameters.append(inspect.Parameter(rest, inspect.Parameter.VAR_KEYWORD))
+        returned = inspect.signature(function).return_annotation
+        called.__signature__ = signature.replace(parameters=parameters, return_annotation=returned)
+        texts = (
+            f'    {name}: {field.metadata["text"].replace("%(default)s", str(field.default))}.'
+            for name, field in fields.items()
+        )
+        called.__doc__ = '\n'.join([inspect.cleandoc(function.__doc__), '', 'Args:', *texts])
+        return called
+
+    return decorate
 
 
 def adder(parser: Any) -> Callable[..., argparse.Action]:

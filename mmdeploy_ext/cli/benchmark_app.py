@@ -6,6 +6,7 @@ import argparse
 import functools
 from pathlib import Path
 
+from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli, distributed
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import UsageError, after_weights
@@ -23,7 +24,7 @@ def build_parser(chosen: str = shared.DETECTOR) -> cli.ArgumentParser:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_model_arguments(parser)
+    cli.add_fields(parser, ModelRequest, shared.MODEL)
     add = cli.adder(parser)
     add(
         '--onnx m.onnx...',

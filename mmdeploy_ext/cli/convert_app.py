@@ -4,6 +4,7 @@ import argparse
 import shlex
 from typing import Any
 
+from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import UsageError
@@ -78,10 +79,10 @@ def build_parser() -> argparse.ArgumentParser:
         is_mmdet3 = name == 'mmdet3'
         add('in_file', 'checkpoint to read' + (', or config to translate' if is_mmdet3 else ''))
         text = 'file to write' + (', a config ends with .py' if is_mmdet3 else '')
-        sub.take_output_by_position(cli.add_output(sub, '--out FILE', text))
+        sub.take_output_by_position(cli.add(sub, '--out FILE', text))
         add('--config CONFIG', 'config of mmdet 2.28 of the same model', required=not is_mmdet3)
         if name == 'rtdetr':
-            add('--cfg-options KEY=VALUE...', shared.CFG_OPTIONS_HELP)
+            cli.add_fields(sub, ModelRequest, 'cfg_options')
             add(
                 '--weights',
                 'original files: which weights to read; auto: EMA if present (default: auto)',

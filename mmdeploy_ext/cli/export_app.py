@@ -13,6 +13,7 @@ import numpy as np
 
 from mmdeploy_ext.api import (
     ExportRequest,
+    ProofRequest,
     built,
     check_normalisation,
     chosen_options,
@@ -60,7 +61,9 @@ def add_arguments(
     - only: family whose configs are taken; '' takes all.
     """
     parser.set_defaults(only=only)
-    shared.add_model_arguments(parser, needs_checkpoint=not only_check)
+    cli.add_fields(parser, ExportRequest, 'config')
+    cli.add_fields(parser, ExportRequest, 'checkpoint', nargs='?' if only_check else None)
+    cli.add_fields(parser, ExportRequest, 'cfg_options device')
     add = cli.adder(parser)
     add('--help-all', 'show all options, including those of one family or contract', action='help')
     add(
@@ -75,30 +78,24 @@ def add_arguments(
         '--check',
         'report what would be exported or why it cannot be; writes nothing and needs no CHECKPOINT',
     )
-    cli.add_output(
-        parser,
-        '--out --output-file FILE',
-        "file to write (default: tmp.onnx); a folder for models of several graphs (default: the config's "
-        'name)',
-        dest='output_file',
-    )
-    add('--input-img INPUT_IMG', 'image to trace (default: demo/toy.jpg)')
+    cli.add_fields(parser, ExportRequest, 'output_file picture')
     add(
         '--images --test-img PATH...',
         'more samples for --verify: images or folders (default: 3 of the data set, else the mirrored '
         '--input-img), LiDAR sweeps or an info file (default: of the data set, else generated)',
+        (),
+        dest='samples',
     )
     shared.add_graph_arguments(parser)
-    shared.add_normalisation_arguments(parser)
+    cli.add_fields(parser, ExportRequest, 'mean std')
     add(
         '--dataset DATASET',
         'ignored; class names come from the checkpoint or the config',
     )
-    shared.add_ignored_keys(parser)
+    cli.add_fields(parser, ExportRequest, 'ignored_keys')
     add('--verify', 'prove the file; exit status 1 if it is not proven')
     add('--show', "draw both engines' detections to FILE.png and print the graph")
-    shared.add_proof_arguments(parser)
-    shared.add_library_argument(parser)
+    cli.add_fields(parser, ProofRequest, f'{shared.ENGINE} library')
     shared.add_report_arguments(parser)
     for action in parser._actions:
         if not show_all and action.option_strings and not COMMON.intersection(action.option_strings):
@@ -123,18 +120,7 @@ def _run(args: argparse.Namespace, only: str) -> int:
     cli.wait_passively()
     engine, values = shared.engine_options(args), shared.graph_values(args)
     check_arguments(args)
-    request = ExportRequest(
-        args.config,
-        args.checkpoint or '',
-        args.output_file or '',
-        picture=args.input_img or '',
-        mean=args.mean,
-        std=args.std,
-        cfg_options=shared.parse_cfg_options(args.cfg_options),
-        device=args.device,
-        options=values,
-        ignored_keys=args.ignore_keys or (),
-    )
+    request = shared.request_of(ExportRequest, args, checkpoint=args.checkpoint or '', options=values)
     proof.check_report_targets(args)
 
     try:
@@ -153,8 +139,8 @@ def _run(args: argparse.Namespace, only: str) -> int:
         return print_exports(*built(detector, options, request))
     if args.verify:
         kind.check_provable(family)
-    output, picture = output_of(detector, options, request), args.input_img or DEFAULT_PICTURE
-    inputs = kind.samples(detector, args.images or [], args.frames, traced=picture)
+    output, picture = output_of(detector, options, request), request.picture or DEFAULT_PICTURE
+    inputs = kind.samples(detector, args.samples, args.frames, traced=picture)
     if args.show:
         will_write('--show', [f'{output}.png'])
     exported = export_read(detector, options, request, inputs, args.verify)

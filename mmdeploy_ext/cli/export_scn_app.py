@@ -13,6 +13,7 @@ from mmdeploy_ext.base.files import will_write
 from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import proof, ranges
+from mmdeploy_ext.engines.registry import engine_settings
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.families.detector import Detector, read_config
 from mmdeploy_ext.proving.subject import Claims
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add(parser, '--backbone', 'export only the sparse backbone')
     ranges.add_backbone_arguments(parser)
     text = 'file to write (default: lidar.backbone.ORDER.onnx)'
-    cli.add_output(parser, '--out --output-file FILE', text, dest='output_file')
+    cli.add(parser, '--out --output-file FILE', text, dest='output_file')
     shared.add_declared(parser, choices.SPARSE)
     ranges.add_arguments(
         parser.add_argument_group('ranges of int8', 'measured ranges are written to FILE.ranges.json')
@@ -50,16 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--input SWEEP...',
         'real sweeps for the proof: points (.bin, .npy), voxels (.npz: features and coordinates, '
         'coors_bxyz or coors_bzyx), folders of them, or info files (.pkl, .json)',
-        [],
-        dest='test_img',
+        (),
+        dest='samples',
     )
     add('--max-voxels N', 'largest number of voxels of a sweep; a smaller output bound is an error', type=int)
     add('--node-list JSON', 'node list of another exporter; the file must equal it')
     add('--threads N', "threads of ONNX Runtime (default: ONNX Runtime's choice)", 0)
-    shared.add_library_argument(parser)
+    cli.add_fields(parser, ProofRequest, 'library')
     shared.add_report_arguments(parser)
-    parser.set_defaults(device='cpu', frames=None, eval=None, mean=None, std=None, show=False)
-    parser.set_defaults(engine='onnxruntime', providers=None, inference_precision=None)
 
 
 def parse_layer_precision(entries: Sequence[str]) -> tuple[tuple[str, str, str], ...]:
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.families.backbone_files import export_file
 
     cli.wait_passively()
-    engine, typed = shared.engine_options(args), check_arguments(args)
+    typed = check_arguments(args)
     cfg_options = shared.parse_cfg_options(args.cfg_options)
     proof.check_report_targets(args)
 
@@ -98,21 +97,14 @@ def run(args: argparse.Namespace) -> int:
         kind.check_provable(family)
     of_backbones = dict(max_voxels=args.max_voxels, node_list=args.node_list or '')
     if args.verify_only:
-        request = ProofRequest(
-            args.config,
-            args.checkpoint,
-            args.output_file,
-            samples=args.test_img,
-            threads=args.threads,
-            edited=args.edited,
-            asked=json.loads(json.dumps(typed)),  # tuples are lists in a file
-            library=args.library,
-            option='--input',
-            settings=dict(of_backbones, ranges=args.loaded_ranges),
+        asked = json.loads(json.dumps(typed))  # tuples are lists in a file
+        settings = dict(of_backbones, ranges=args.loaded_ranges)
+        request = shared.request_of(
+            ProofRequest, args, onnx_file=args.output_file, asked=asked, option='--input', settings=settings
         )
         return proof.show(prove_read(detector, request), detector, args)
 
-    inputs = kind.samples(detector, args.test_img, option='--input')
+    inputs = kind.samples(detector, args.samples, option='--input')
     args.output_file = output = args.output_file or kind.default_output(family, '', options)
     kind.build(detector)
     check_order(output, options)
@@ -137,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     of_backbones['ranges'] = int8_ranges
     claims = Claims(written=True, library=args.library, settings=of_backbones)
+    engine = engine_settings('onnxruntime', threads=args.threads)
     verdict = prove_on(detector, [output], chosen, engine, claims)
     return proof.show(verdict, detector, args)
 

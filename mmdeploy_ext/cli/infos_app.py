@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     cli.writes(root, '')  # the info files of an earlier run are made again
     text = 'folder of the info files (default: the folder of the data)'
-    cli.add_output(parser, '--out --out-dir DIR', text, writes='')
+    cli.add(parser, '--out --out-dir DIR', text, writes='')
     add(
         '--extra-tag TAG',
         'writes TAG2d_temporal_infos_*.pkl and TAG_infos_*.pkl (default: %(default)s)',

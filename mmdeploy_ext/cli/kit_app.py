@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.bench.kit import web_library
@@ -36,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'the ONNX file, or the folder of an export of several files',
         nargs='?',
     )
-    shared.add_model_arguments(parser, needs_config=False, needs_checkpoint=False)
+    cli.add_fields(parser, ModelRequest, 'config checkpoint', nargs='?')
+    cli.add_fields(parser, ModelRequest, 'cfg_options device')
     _add_outputs(parser)
     add(
         '--samples PATH...',
@@ -45,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'yields samples',
     )
     cli.add(parser, '--frames N', 'frames or sweeps of a model of several files (default: 12)', type=int)
-    shared.add_normalisation_arguments(parser)
+    cli.add_fields(parser, ModelRequest, 'mean std')
     group = parser.add_argument_group('to show a kit in a browser')
     cli.add(group, '--serve KIT', 'serve KIT on this machine until Ctrl+C; needs no other argument')
     cli.add(group, '--port N', 'port of the server (default: a free one)', 0)
@@ -61,13 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_parts_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add(parser, 'folder FOLDER', 'folder of `mm2onnx export --parts`')
-    shared.add_model_arguments(parser)
+    cli.add_fields(parser, ModelRequest, shared.MODEL)
     _add_outputs(parser, required=True)
     parts_app.add_samples(cli.adder(parser))
 
 
 def _add_outputs(parser: argparse.ArgumentParser, **settings: Any) -> None:
-    cli.add_output(parser, '--out KIT', 'folder to write; new or empty', writes='', **settings)
+    cli.add(parser, '--out KIT', 'folder to write; new or empty', writes='', **settings)
     add = cli.adder(parser)
     add('--licence WORDS', 'licence of --samples, for the README')
     add('--zip', 'also write KIT.zip')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import after_weights
 from mmdeploy_ext.base.files import write_json
@@ -27,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         description='Run a model and report the lines of code that an export would get wrong, and what to '
         'write instead. Exit status 1 if there is an error.'
     )
-    shared.add_model_arguments(parser)
+    cli.add_fields(parser, ModelRequest, shared.MODEL)
     add = cli.adder(parser)
     add('--input-img INPUT_IMG', 'input image (default: demo/toy.jpg)')
     add('--shape N...', 'height and width (default: from the test pipeline)', type=int)

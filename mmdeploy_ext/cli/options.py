@@ -9,21 +9,24 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.base.pixels import parse_shape
-from mmdeploy_ext.engines.registry import engine_settings, file_engines
-from mmdeploy_ext.spec.options import PRECISIONS, Option, check_opset
+from mmdeploy_ext.engines.registry import engine_settings
+from mmdeploy_ext.spec.options import Option, check_opset
 from mmdeploy_ext.spec.registry import detector_options
 
 if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
 
-CFG_OPTIONS_HELP = (
-    'override the config: key=value pairs, nested keys with dots, e.g. model.test_cfg.score_thr=0.3'
-)
+MODEL = 'config checkpoint cfg_options device'
+"""Options of `ModelRequest` that most commands have."""
+ENGINE = 'strict frames engine providers threads inference_precision'
+"""Options of `ProofRequest` about the run of the file."""
+Request = TypeVar('Request')
 
 
 DETECTOR, PARTS, BACKBONE = (
@@ -119,18 +122,11 @@ def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') ->
     return options
 
 
-def add_model_arguments(
-    parser: argparse.ArgumentParser,
-    device: str = 'cpu',
-    needs_config: bool = True,
-    needs_checkpoint: bool = True,
-) -> None:
-    """Add CONFIG, CHECKPOINT, --cfg-options and --device."""
-    add = cli.adder(parser)
-    add('config', 'config file', nargs=None if needs_config else '?')
-    add('checkpoint', 'checkpoint file', nargs=None if needs_checkpoint else '?')
-    add('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
-    add('--device DEVICE', f"where PyTorch runs: 'cpu', 'cuda', 'cuda:1' (default: {device})", device)
+def request_of(request: type[Request], args: argparse.Namespace, **others: Any) -> Request:
+    """Return the request with the given options of `args`, and others."""
+    names = request.__dataclass_fields__.keys() & vars(args).keys()
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return request(**{**given, 'cfg_options': parse_cfg_options(args.cfg_options), **others})
 
 
 def add_module_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,29 +169,13 @@ def parse_state(words: Sequence[str] | None) -> dict[str, str]:
     return pairs
 
 
-def add_normalisation_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add(parser, '--mean MEAN', 'per-channel mean (default: from the config)', type=float, nargs=3)
-    cli.add(
-        parser, '--std STD', 'per-channel standard deviation (default: from the config)', type=float, nargs=3
-    )
-
-
 def proof_words(args: argparse.Namespace) -> list[str]:
     """The options that a later proof needs again, as words."""
     words = ['--library', args.library] if args.library else []
-    for name in ('mean', 'std', 'ignore_keys', 'cfg_options'):
+    for name in ('mean', 'std', 'ignored_keys', 'cfg_options'):
         if values := getattr(args, name, None):
-            words += [f'--{name.replace("_", "-")}', *map(str, values)]
+            words += [ModelRequest.__dataclass_fields__[name].metadata['names'].split()[0], *map(str, values)]
     return words
-
-
-def add_ignored_keys(parser: argparse.ArgumentParser) -> None:
-    cli.add(
-        parser,
-        '--ignore-keys PREFIX...',
-        'ignore checkpoint keys with these prefixes, e.g. roi_head.mask_head. to load a Mask R-CNN '
-        'checkpoint into a Faster R-CNN; the verdict lists them',
-    )
 
 
 def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
@@ -256,33 +236,6 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def add_proof_arguments(parser: argparse.ArgumentParser) -> None:
-    add = cli.adder(parser)
-    add('--strict', "treat any 'untraced' line of the verdict as a failure")
-    add(
-        '--frames N',
-        "number of frames or sweeps, from the config's data.test if present, else generated (default: 12)",
-        type=int,
-    )
-    add(
-        '--engine',
-        'engine that runs the ONNX file (default: onnxruntime); tensorrt builds an engine for this '
-        "machine's GPU beside the file",
-        'onnxruntime',
-        choices=tuple(file_engines()),
-    )
-    add(
-        '--providers EP...',
-        'execution providers of ONNX Runtime in order, e.g. CUDAExecutionProvider; a missing one is an error',
-    )
-    add('--threads THREADS', 'threads within an operator (default: the engine decides)', 0)
-    add(
-        '--inference-precision',
-        'precision in which OpenVINO computes (default: fp32)',
-        choices=PRECISIONS,
-    )
-
-
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `build_backend` besides the path."""
     return engine_settings(
@@ -290,15 +243,6 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         threads=args.threads,
         providers=args.providers,
         inference_precision=args.inference_precision,
-    )
-
-
-def add_library_argument(parser: argparse.ArgumentParser) -> None:
-    cli.add(
-        parser,
-        '--library',
-        "if the repository's own copy of the library does not run, prove against the installed one",
-        choices=('installed',),
     )
 
 

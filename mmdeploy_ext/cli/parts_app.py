@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.config import check_config_file
 from mmdeploy_ext.base.errors import Mm2OnnxError, UsageError, after_weights, one_line
@@ -27,7 +28,7 @@ MANIFEST = 'parts.json'
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_model_arguments(parser)
+    cli.add_fields(parser, ModelRequest, shared.MODEL)
     add = cli.adder(parser)
     add(
         '--parts PART...',
@@ -36,9 +37,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
     )
     text = 'folder to write (default: cut)'
-    cli.add_output(
-        parser, '--out --output-file FOLDER', text, 'cut', dest='output_file', writes='{}/parts.json'
-    )
+    cli.add(parser, '--out --output-file FOLDER', text, 'cut', dest='output_file', writes='{}/parts.json')
     add('--verify', 'prove the folder; exit status 1 if it is not proven')
     add_samples(add)
     add('--names FILE.json', 'names of tensors: {"PATH": "NAME"}')
@@ -51,7 +50,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_model_arguments(parser)
+    cli.add_fields(parser, ModelRequest, shared.MODEL)
     add = cli.adder(parser)
     add('folder', 'the exported folder')
     add_samples(add)
@@ -224,7 +223,7 @@ def show(verdict: object, json_file: str | None) -> int:
 
 
 def add_test_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_model_arguments(parser)
+    cli.add_fields(parser, ModelRequest, shared.MODEL)
     add = cli.adder(parser)
     add('--parts FOLDER', 'folder of `mm2onnx export --parts`', required=True)
     add('--eval METRIC...', 'metrics of the data set, e.g. bbox', required=True)
@@ -247,7 +246,7 @@ def run_test(args: argparse.Namespace) -> int:
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_model_arguments(parser)
+    cli.add_fields(parser, ModelRequest, shared.MODEL)
     add = cli.adder(parser)
     add('--parts FOLDER', 'folder of `mm2onnx export --parts`', required=True)
     add_samples(add)

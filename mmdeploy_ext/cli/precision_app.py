@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.api import ProofRequest, plan_read, read_detector
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.commands import command
 from mmdeploy_ext.base.errors import UsageError, after_weights
@@ -33,16 +34,14 @@ def build_parser() -> cli.ArgumentParser:
     )
     add = cli.adder(parser)
     add('model m.onnx', 'float32 file, or folder of graphs, that mm2onnx exported')
-    shared.add_model_arguments(parser)
+    cli.add_fields(parser, ProofRequest, shared.MODEL)
     add(
         '--to PRECISION...',
         'fp16, bf16 or int8; int8 fp16: INT8, with float16 for the rest',
         choices=PRECISIONS,
         required=True,
     )
-    cli.add_output(
-        parser, '--out --output FILE', 'file or folder to write (default: MODEL with .fp16.onnx ...)'
-    )
+    cli.add(parser, '--out --output FILE', 'file or folder to write (default: MODEL with .fp16.onnx ...)')
     add('--dry-run', 'only find the plan, write no file')
     add('--json FILE', 'write the plan as JSON', writes='{}')
     add('--keep-results SHARE', f'share of the results to keep (default: {KEEP_RESULTS})', KEEP_RESULTS)
@@ -56,15 +55,12 @@ def build_parser() -> cli.ArgumentParser:
         "nodes that stay in float32, by name, operator or module ('*', '?')",
         [],
     )
-    add('--images --input PATH...', 'samples to compare results on, as in verify', [])
-    add('--frames N', 'largest number of frames, or of sweeps per input', type=int)
-    shared.add_ignored_keys(parser)
+    cli.add_fields(parser, ProofRequest, 'samples frames ignored_keys')
     add_calibration(parser, '--calibration-images N', 'percentile', 99.999, required=False)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmdeploy_ext.api import ProofRequest, plan_read, read_detector
     from mmdeploy_ext.bench.precision.plan import show_plan
     from mmdeploy_ext.engines.precision_rules import rule_lines
     from mmdeploy_ext.exporting.int8.dense import store_ranges
@@ -92,11 +88,8 @@ def run(args: argparse.Namespace) -> int:
             {'--out': [output / path.name for path in inputs] if source.is_dir() else [output]},
             {'the input': inputs},
         )
-    request = ProofRequest(
-        args.config, args.checkpoint, args.model, samples=args.images, frames=args.frames, device=args.device,
-        cfg_options=shared.parse_cfg_options(args.cfg_options), ignored_keys=args.ignore_keys or (),
-    )  # fmt: skip
-    detector = read_detector(request, args.model)
+    request = shared.request_of(ProofRequest, args, onnx_file=args.model)
+    detector = read_detector(request)
     quantiser = calibrated(args) if 'int8' in precisions else {}
     metric = args.keep_metric[0] if args.keep_metric else ''
     with after_weights():

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         'folder, one graph is quantised and the others are copied: the image backbone of camera models, the '
         'dense graph of LiDAR models, the frame graph of models with both',
     )
-    cli.add_output(
+    cli.add(
         parser,
         '--out FILE',
         'file to write (default: MODEL with .int8.onnx); for a folder, a folder (default: MODEL.int8)',
@@ -179,7 +179,7 @@ def _plan(args: argparse.Namespace, quantiser: DenseQuantiser, target: Target, l
     from mmdeploy_ext.api import ProofRequest, plan_read, read_detector
 
     request = ProofRequest(args.config, args.checkpoint, args.model)
-    detector = read_detector(request, args.model)
+    detector = read_detector(request)
     settings = dict(quantiser=quantiser, quantised=str(target.model), layers=layers)
     planner, before = plan_read(detector, request, '', (), **settings)
     return planner.plan(['int8'], args.keep_results, before)

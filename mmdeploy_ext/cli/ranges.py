@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError
-from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP
 from mmdeploy_ext.exporting.int8 import METHODS
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
     add = cli.adder(parser)
     add('config', 'config file')
     add('checkpoint', 'checkpoint file, in any published format')
-    add('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
+    cli.add_fields(parser, ModelRequest, 'cfg_options')
     add(
         '--weight-layout',
         "layout of the checkpoint's kernels (default: auto: by their shapes; ambiguous shapes are an error)",

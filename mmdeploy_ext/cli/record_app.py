@@ -14,34 +14,26 @@ def build_parser() -> cli.ArgumentParser:
         description='Write the inputs of a proof and record.py, which runs them in the environment of the '
         'training. It does not need mm2onnx there.'
     )
-    add = cli.adder(parser)
-    add('--ask m.onnx', 'file, or folder of graphs, that mm2onnx exported', required=True)
-    shared.add_model_arguments(parser)
-    add('--images --input PATH...', 'samples to record, as for verify')
-    add('--frames N', 'largest number of frames, or of sweeps per file (default: 12)', type=int)
-    shared.add_normalisation_arguments(parser)
-    add('--out FOLDER', 'folder to write', required=True)
+    cli.add(
+        parser,
+        '--ask m.onnx',
+        'exported file or folder of graphs',
+        dest='onnx_file',
+        required=True,
+    )
+    cli.add_fields(parser, ProofRequest, f'{shared.MODEL} samples frames mean std')
+    cli.add(parser, '--out FOLDER', 'folder to write', required=True, writes='')
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    request = ProofRequest(
-        args.config,
-        args.checkpoint,
-        args.ask,
-        samples=args.images or (),
-        frames=args.frames,
-        mean=args.mean,
-        std=args.std,
-        cfg_options=shared.parse_cfg_options(args.cfg_options),
-        device=args.device,
-    )
+    request = shared.request_of(ProofRequest, args)
     request.check()
-    count = ask_read(read_detector(request, args.ask), request, args.out)
+    count = ask_read(read_detector(request), request, args.out)
     print(f'{args.out}: {count} inputs. Copy the folder to the environment of the training and run there:')
     print(f'  python {args.out}/record.py {args.config} {args.checkpoint} --inputs {args.out} --out recorded')
     print('Then here:')
-    print(f'  mm2onnx verify {args.config} {args.checkpoint} {args.ask} --recorded recorded')
+    print(f'  mm2onnx verify {args.config} {args.checkpoint} {args.onnx_file} --recorded recorded')
     return 0
 
 

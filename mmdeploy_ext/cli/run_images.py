@@ -153,7 +153,7 @@ def make_parser(
         'folder for the drawn images (NAME_det); a .jpg or .png file for one image, an .mp4 file for a '
         'film (default: %(default)s). Small images are drawn enlarged; --json has pixels of the original'
     )
-    cli.add_output(parser, '--out PATH', text, DEFAULT_OUT, writes='')
+    cli.add(parser, '--out PATH', text, DEFAULT_OUT, writes='')
     text = 'draw and count boxes of at least this score, 0..1 (default: %(default)s)'
     parser.add_argument('--score-thr', type=float, default=0.3, metavar='S', help=text)
     parser.add_argument(

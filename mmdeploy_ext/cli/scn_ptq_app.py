@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         'modules whose weight range comes from the kernel before folding (default with '
         '--int8-fp16-input-output: conv_input.0 of CenterPoint, as in the reference)',
     )
-    cli.add_output(group, '--out FILE', f'file to write the ranges to (default: {DEFAULT_OUTPUT})')
+    cli.add(group, '--out FILE', f'file to write the ranges to (default: {DEFAULT_OUTPUT})')
 
     add = cli.adder(parser.add_argument_group('fidelity'))
     add(

@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = cli.adder(parser)
     add('onnx', 'ONNX file, or an engine (.engine) to check and describe')
     text = 'engine to write (default: ONNX with .engine)'
-    cli.add_output(parser, '--out FILE', text, writes=('{}', '{}.json'))
+    cli.add(parser, '--out FILE', text, writes=('{}', '{}.json'))
     add(
         '--sm N...',
         'GPU architectures that the engine supports, e.g. 86 for SM 8.6 (default: the local GPU)',

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli, distributed
 from mmdeploy_ext.base.config import check_config_file, test_datasets
 from mmdeploy_ext.base.errors import DataError, ModelFileError, UsageError, after_weights
@@ -37,7 +38,8 @@ def build_parser(chosen: str = shared.DETECTOR) -> cli.ArgumentParser:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_model_arguments(parser, device='auto')
+    cli.add_fields(parser, ModelRequest, 'config checkpoint cfg_options')
+    cli.add_fields(parser, ModelRequest, 'device', default='auto')
     add = cli.adder(parser)
     engine = parser.add_mutually_exclusive_group()
     cli.add(engine, '--torch', "run PyTorch, ignoring the config's backend_config")

@@ -11,7 +11,6 @@ from mmdeploy_ext.base import cli
 from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import parts_app, proof
-from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.spec.options import FORM, MAX_CANDIDATES, MAX_PROPOSALS, OPSET
 from mmdeploy_ext.spec.registry import detector_options
 
@@ -29,31 +28,15 @@ def build_parser(chosen: str = shared.DETECTOR) -> cli.ArgumentParser:
 
 
 def add_arguments(parser: cli.ArgumentParser) -> None:
-    shared.add_model_arguments(parser)
-    add = cli.adder(parser)
-    add('onnx_file m.onnx', 'file, or folder of graphs, that mm2onnx exported')
-    add(
-        '--images --input PATH...',
-        'samples to compare on: images or folders (default: demo/toy.jpg and, if present, 3 of '
-        'data.test); LiDAR sweeps (.bin, .npy; for sparse backbones also voxels, .npz), folders of them '
-        'or info files (.pkl); for models with a memory, an info file (.pkl)',
-    )
-    add('--eval METRIC...', "also compare the data set's metrics of both engines, e.g. bbox")
-    add(
-        '--recorded FOLDER',
-        'compare with the results of record.py in the environment of the training (mm2onnx record)',
-        '',
-    )
-    add('--edited', 'the file was edited on purpose: compare only its results, not the graph')
+    names = f'{shared.MODEL} onnx_file samples metrics recorded edited'
+    cli.add_fields(parser, ProofRequest, names)
     group = parser.add_argument_group(
         'options of the export',
         "must equal the file's (0: all candidates)",
     )
-    shared.add_normalisation_arguments(group)
+    cli.add_fields(group, ProofRequest, 'mean std')
     shared.add_declared(group, EXPORT_OPTIONS)
-    shared.add_ignored_keys(parser)
-    shared.add_proof_arguments(parser)
-    shared.add_library_argument(parser)
+    cli.add_fields(parser, ProofRequest, f'ignored_keys {shared.ENGINE} library')
     shared.add_report_arguments(parser)
     reason = 'is an option of export; omit it, since verify uses the value in the file'
     parser.elsewhere = {option.typed: reason for option in detector_options()}
@@ -61,32 +44,14 @@ def add_arguments(parser: cli.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     cli.wait_passively()
-    request = ProofRequest(
-        args.config,
-        args.checkpoint,
-        args.onnx_file,
-        samples=args.images or (),
-        frames=args.frames,
-        mean=args.mean,
-        std=args.std,
-        cfg_options=shared.parse_cfg_options(args.cfg_options),
-        device=args.device,
-        engine=args.engine,
-        providers=args.providers,
-        threads=args.threads,
-        inference_precision=args.inference_precision,
-        metrics=args.eval or (),
-        edited=args.edited,
-        asked=shared.option_values(args, EXPORT_OPTIONS),
-        library=args.library,
-        strict=args.strict,
-        ignored_keys=args.ignore_keys or (),
-        recorded=args.recorded,
-    )
+    asked = shared.option_values(args, EXPORT_OPTIONS)
+    request = shared.request_of(ProofRequest, args, asked=asked)
     request.check()
     proof.check_report_targets(args)
-    detector = read_detector(request, args.onnx_file)
-    check_family(args, detector.family)
+    detector = read_detector(request)
+    family, of_family = detector.family, {option.name for option in detector.family.options}
+    foreign = [option.name for option in EXPORT_OPTIONS if option.name not in of_family]
+    shared.refuse_options(args, build_parser(), foreign, f'family {family.name!r} has no such option')
     verdict = prove_read(detector, request)
     kind = kind_of(detector.family)
     if Path(args.onnx_file).is_file() and kind.public_samples:
@@ -95,14 +60,6 @@ def run(args: argparse.Namespace) -> int:
         side = kind.side_of_difference(detector, kind.public_samples)
         verdict.notes += near_lines(detector, args.onnx_file, side, verdict)
     return proof.show(verdict, detector, args)
-
-
-def check_family(args: argparse.Namespace, family: Family) -> None:
-    """Raise UsageError for options that do not go with a family."""
-    parser, of_family = build_parser(), {option.name for option in family.options}
-    foreign = [option.name for option in EXPORT_OPTIONS if option.name not in of_family]
-    shared.refuse_options(args, parser, foreign, f'family {family.name!r} has no such option')
-    shared.refuse_of_kind(args, parser, 'verify', family)
 
 
 VARIANTS = {

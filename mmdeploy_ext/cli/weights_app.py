@@ -6,9 +6,10 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import ConfigError, UsageError
-from mmdeploy_ext.cli.options import CFG_OPTIONS_HELP, parse_cfg_options
+from mmdeploy_ext.cli.options import parse_cfg_options
 
 if TYPE_CHECKING:
     import argparse
@@ -31,7 +32,7 @@ SCORE = 0.05
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = cli.adder(parser)
     add('config', 'mmcv config, mmdet 2.x or mmdet3d 1.x')
-    output = cli.add_output(parser, '--out FILE', 'checkpoint to write; never overwritten', type=Path)
+    output = cli.add(parser, '--out FILE', 'checkpoint to write; never overwritten', type=Path)
     parser.take_output_by_position(output)
     add('--seed SEED', 'seed of the weights (default: 0)', 0)
     add(
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs (default: the config's data set, else the package's image, or a generated drive or sweep)",
         (),
     )
-    add('--cfg-options KEY=VALUE...', CFG_OPTIONS_HELP)
+    cli.add_fields(parser, ModelRequest, 'cfg_options')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -97,7 +97,7 @@ def test_a_sample_is_of_the_search_or_of_its_result_and_never_of_the_calibration
     for index, path in enumerate(paths):
         cv2.imwrite(str(path), np.roll(picture, 9 * index, axis=1))
     request = ProofRequest(CONFIG, CHECKPOINT, single, samples=[*paths, paths[0]])
-    detector = read_detector(request, single)
+    detector = read_detector(request)
     inputs = []
     planner, _ = plan_read(detector, request, '', ())
     for run in (planner.run, planner.count):
@@ -109,7 +109,7 @@ def test_a_sample_is_of_the_search_or_of_its_result_and_never_of_the_calibration
     quantiser = DenseQuantiser(DenseGraph(load(single)), outputs=False)
     quantiser.calibrate(calibration_set(single, read_metadata(single), tmp_path, None, 0))
     with pytest.raises(DataError, match='--images'):
-        plan_read(read_detector(request, single), request, '', (), quantiser=quantiser)
+        plan_read(read_detector(request), request, '', (), quantiser=quantiser)
 
 
 @pytest.mark.matrix
@@ -161,7 +161,7 @@ def test_a_metric_is_measured_in_the_simulated_precision(tmp_path):
     data = dict(ann_file='annotations/instances_val2017.json', img_prefix='val2017/')
     options = {f'data.test.{key}': f'{tmp_path}/toy/{value}' for key, value in data.items()}
     request = ProofRequest(CONFIG, checkpoint, single, cfg_options=options)
-    planner, before = plan_read(read_detector(request, single), request, 'bbox_mAP', ())
+    planner, before = plan_read(read_detector(request), request, 'bbox_mAP', ())
     assert before.share > 0.99
     assert planner.run(planner.written('fp16', [])).share < 0.5
     assert planner.count(planner.models).share > 0.99

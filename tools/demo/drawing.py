@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError
-from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.engines.registry import BASELINE, DEFAULT, title_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser, engine: str | None, engine_text
     add = cli.adder(parser)
     add('--engine', f'engine to run (default: {engine_text})', engine, choices=(*ENGINES, 'both'))
     add('--score-thr S', 'draw boxes of at least this score, 0..1 (default: %(default)s)', 0.3)
-    add('--cfg-options KEY=VALUE...', shared.CFG_OPTIONS_HELP)
+    cli.add_fields(parser, ModelRequest, 'cfg_options')
     add('--threads N', 'threads of ONNX Runtime', 0)
 
 

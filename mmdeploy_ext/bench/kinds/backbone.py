@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec.verdict import Verdict
 
 
-NOT_OF_BACKBONES = 'sparse backbones do not have it'
 ONNX_RUNTIME_ALONE = (
     'sparse backbones do not have it: they run in ONNX Runtime on the CPU and have no detections to '
     'evaluate; omit it'
@@ -48,11 +47,10 @@ class BackboneSamples(SequenceSamples):
 class Backbones(Kind):
     refuses: ClassVar = {
         'verify': dict.fromkeys(('mean', 'std'), OF_PICTURES)
-        | dict.fromkeys(('eval', 'engine', 'providers', 'inference_precision', 'device'), NOT_OF_BACKBONES),
-        'graph diff': {'images': INPUTS_INSTEAD},
-        'prove': dict.fromkeys(
+        | dict.fromkeys(
             ('metrics', 'engine', 'providers', 'inference_precision', 'device'), ONNX_RUNTIME_ALONE
         ),
+        'graph diff': {'images': INPUTS_INSTEAD},
     }
 
     def samples(

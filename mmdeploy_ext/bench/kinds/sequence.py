@@ -142,7 +142,7 @@ SIZES_OF_CONFIG = 'streaming and LiDAR models do not have it; their config decid
 
 class Sequences(Kind):
     refuses: ClassVar = {
-        'export': dict.fromkeys(('input_img', 'mean', 'std', 'show'), NO_SUCH_OPTION),
+        'export': dict.fromkeys(('picture', 'mean', 'std', 'show'), NO_SUCH_OPTION),
         'verify': dict.fromkeys(('mean', 'std'), OF_PICTURES),
         'test': dict.fromkeys(('show_dir', 'show_score_thr'), 'these models are drawn by {drawn_by}'),
         'graph diff': {'images': INPUTS_INSTEAD},

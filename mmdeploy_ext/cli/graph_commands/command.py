@@ -18,9 +18,7 @@ def argument(*words: Any, **settings: Any) -> AddArgument:
 
 def output(metavar: str, text: str, *files: str) -> AddArgument:
     """Required argument --out, with `text` as its help."""
-    return lambda parser: cli.add_output(
-        parser, f'--out {metavar}', text, required=True, writes=files or '{}'
-    )
+    return lambda parser: cli.add(parser, f'--out {metavar}', text, required=True, writes=files or '{}')
 
 
 @dataclasses.dataclass(frozen=True)

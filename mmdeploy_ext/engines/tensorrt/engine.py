@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.engines.tensorrt.package import Package
     from mmdeploy_ext.spec.tensors import GraphSpec
+
     Sizes = tuple[int, int, int]
     """Smallest, usual and largest size of an axis."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mmdeploy_ext.exporting.sparse.libspconv import ParsedNode
+
     NodeViolations = Iterator[tuple[str, ...]]
     """Attribute, rule, message and perhaps severity of each violation."""
 

@@ -93,7 +93,7 @@ def make_set(
 
 def add_folder(parser: argparse.ArgumentParser, default: str) -> None:
     text = 'folder of the set (default: %(default)s)'
-    cli.add_output(parser, '--out DIR', text, default, hidden=['--root'], writes='')
+    cli.add(parser, '--out DIR', text, default, hidden=['--root'], writes='')
 
 
 def write_jpeg(path: Path, image: np.ndarray, quality: int) -> None:

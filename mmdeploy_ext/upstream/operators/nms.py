@@ -21,8 +21,6 @@ from mmdeploy_ext.upstream.operators.operator import Operator, Plugin, register
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
 
 
-
-
 NO_CANDIDATE = -1.0
 """Score of a row that is no candidate, was chosen, or fell below `min_score`."""
 METHODS = 'naive', 'linear', 'gaussian'
@@ -120,8 +118,6 @@ rows (B, most) int64 and their decayed scores (B, most), descending, `NO_CANDIDA
 
 
 # ruff: noqa: ANN001, ANN202 - onnxscript reads the bodies
-
-
 
 
 NMS_SCORE_THRESHOLD = -0.5

@@ -55,7 +55,7 @@ def request_of_toy(tmp_path_factory):
 @pytest.fixture(scope='module')
 def recorded(request_of_toy):
     request, folder = request_of_toy
-    assert ask_read(read_detector(request, request.onnx_file), request, folder / 'ask') >= 5
+    assert ask_read(read_detector(request), request, folder / 'ask') >= 5
     finished = run_record(
         folder / 'ask', '--inputs', folder / 'ask', '--out', folder / 'rec', '--images', REPO / 'demo/toy.jpg'
     )
@@ -66,7 +66,7 @@ def recorded(request_of_toy):
 def verdict_of(request_of_toy, folder):
     request, _ = request_of_toy
     request = ProofRequest(request.config, request.checkpoint, request.onnx_file, recorded=folder)
-    return prove_read(read_detector(request, request.onnx_file), request)
+    return prove_read(read_detector(request), request)
 
 
 @pytest.fixture(scope='module')

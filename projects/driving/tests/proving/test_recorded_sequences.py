@@ -33,7 +33,7 @@ class Recorder:
 
     def read(self, **more):
         request = ProofRequest(**self.request, **more)
-        return read_detector(request, request.onnx_file), request
+        return read_detector(request), request
 
     def record(self, out, ask=None):
         out.mkdir()
