@@ -295,9 +295,12 @@ def say(console: Console, text: str, word: str = '', colour: str = '') -> None:
 
 
 def tracked(items: Iterable[Item], total: int | None, title: str, visible: bool = True) -> Iterator[Item]:
-    """Yield the items with a progress bar on stderr, if it is a terminal."""
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
+    """Yield the items with a progress bar on stderr, if it is a terminal and rich is installed."""
+    try:
+        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+    except ModuleNotFoundError:  # numpy alone judges a kit
+        yield from items
+        return
     console = stderr()
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     hidden = not (visible and console.is_terminal)

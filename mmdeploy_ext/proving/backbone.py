@@ -115,11 +115,12 @@ class Backbone(Subject):
         return Step({'dense map': self.runner.run(sample.data.features, coordinates)})
 
     def align(self, sample: Sample, want: Step, got: Step) -> Any:
-        """Return the dense maps, and rows on the layers, site by site."""
+        """Add rows on the layers, site by site."""
         coordinates, rows = in_order(sample.data.coordinates, self.file.same_order), []
         for layer in self.runner.layers(coordinates) if len(coordinates) else ():
             rows += layer_rows(want.facts, layer, self.file.same_order, self.rtol)
-        return want.tensors, got.tensors, [*rows, *self.runner.more_rows(want.tensors['dense map'])]
+        more = self.runner.more_rows(want.tensors['dense map'])
+        return want, dataclasses.replace(got, rows=more), rows
 
     def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case:
         voxels = len(sample.data.features)

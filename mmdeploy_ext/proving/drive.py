@@ -16,8 +16,9 @@ from mmdeploy_ext.proving.drive_run import (
     FULL_DRIVE,
     MAX_DRAWN,
     NOTHING_FOUND,
+    SHORT_DRIVE,
+    DriveLength,
     Drives,
-    default_bars,
 )
 from mmdeploy_ext.proving.frames import (
     check_frames,
@@ -41,11 +42,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.drive_run import DriveBars
     from mmdeploy_ext.proving.proof import Proof
     from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
-    from mmdeploy_ext.spec.memory import MemorySpec
     from mmdeploy_ext.spec.results import SequenceRow
     from mmdeploy_ext.spec.verdict import Verdict
 
@@ -69,12 +68,11 @@ def prove_frames(
     frames: Collection[Frame],
     engine: Mapping[str, Any],
     claims: Claims,
-    bars: DriveBars | None = None,
+    length: DriveLength = SHORT_DRIVE,
 ) -> Verdict:
     proof = check_frames(detector, paths, frames, engine, claims)
     family, results, verdict = detector.family, proof.results, proof.verdict
     contract = contract_of(family, proof.options)
-    bars = bars or default_bars(verdict.precision)
     with contextlib.ExitStack() as stack:
         try:
             sides = open_sides(detector, proof.files, proof.options, proof.engine, stack)
@@ -85,19 +83,21 @@ def prove_frames(
         if not verdict.bars.is_float32:
             memory = memory.judged_by(sides.spec)
         module = sides.reference.model if verdict.bars.is_float32 else None
-        settings = dict(spec=sides.spec, memory=memory, task=family.task, module=module)
+        settings = dict(spec=sides.spec, memory=memory, task=family.task, module=module, bars=verdict.bars)
+        settings |= dict(settings=limits(sides.metadata))
         frames = NearOrigin(frames, with_moments=not memory.tensors)
         drive = Drives(
             RecordedStepper(detector, sides.reference),
             dict(teacher=teacher, free=sides.runner),
             frames=frames,
-            bars=bars,
+            length=length,
             rule=detector.rule,
             watch=Watch(),
             **settings,
         )
         drive.own = sides.reference
-        clock = compare(drive)[-1]
+        _, reasons, clock = compare(drive)
+        results.reasons += reasons
         results.sequence = list(drive.finish().values())
         first = drive.first
         shape = '' if first is None else 'x'.join(map(str, first.images.shape))
@@ -109,17 +109,17 @@ def prove_frames(
             verdict.timing_ms = dict(zip(times_of(proof, 'frame'), medians, strict=False))
         if all(row.passed for row in results.sequence):  # failed rows have their own reasons
             matched = results.sequence[0].series['matched']
-            both = [sum(counts) for counts in zip(matched, drive.substituted, strict=False)]
+            both = [sum(counts) for counts in zip(matched, drive.runs['teacher'].substituted, strict=False)]
             results.reasons += too_few(both or matched, 'frame', ADVICE)
         results.reasons += drive.unread.reasons
-        verdict.notes += notes_on_drive(proof, drive, bars, memory)
+        verdict.notes += notes_on_drive(proof, drive)
         verdict.notes += [*notes_on_sides(sides), *frames.notes]
 
         if verdict.bars.is_float32 and first is not None:
             runner = Shifted(sides.runner, **FAR) if contract.ignores_places else sides.runner
             samples = sides.reference.special_samples(detector.rule, first)
             drives_of = functools.partial(Drives, sides.reference, **settings)
-            cases, reasons = special_frames(samples, runner, drives_of, bars, shape)
+            cases, reasons = special_frames(samples, runner, drives_of, shape)
             results.cases += cases
             results.reasons += reasons
     verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
@@ -150,38 +150,37 @@ def special_frames(
     frames: Iterable[Frame],
     runner: Stepper,
     drives_of: Callable[..., Drives],
-    bars: DriveBars,
     shape: str,
 ) -> tuple[list[Case], list[str]]:
     """Judge frames with one part of the rig changed, or plain images."""
-    bars = dataclasses.replace(bars, frames=1, resets=0)
-    drives = drives_of(dict(teacher=runner), bars=bars, frames=[*frames])
-    compare(drives)
+    drives = drives_of(dict(teacher=runner), length=DriveLength(1, 0), frames=[*frames])
+    _, again, _ = compare(drives)
     if not drives.given:
         return [], []
     row = drives.finish()['teacher']
     case = dataclasses.replace(_case(row, shape), name=SPECIAL)
-    return [case], [f'{SPECIAL}: {reason}' for reason in row.reasons if reason != NOTHING_FOUND]
+    reasons = [*row.reasons, *again]
+    return [case], [f'{SPECIAL}: {reason}' for reason in reasons if reason != NOTHING_FOUND]
 
 
-def notes_on_drive(proof: Proof, drive: Drives, bars: DriveBars, memory: MemorySpec) -> list[str]:
-    row, notes = proof.results.sequence[-1], []
-    if bars.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
+def notes_on_drive(proof: Proof, drive: Drives) -> list[str]:
+    row, notes, bars = proof.results.sequence[-1], [*dict.fromkeys(drive.notes)], drive.bars
+    if drive.length.frames < FULL_DRIVE.frames and row.frames < FULL_DRIVE.frames:
         notes.append(f'{row.frames} frames ran; to measure drift use {FULL_DRIVE.frames} (--frames)')
     if not row.resets:
         notes.append('all frames are of one scene, so the reset was not tested')
-    if bars.cosine is not None:
+    if not bars.is_float32:
         notes.append(
             f'judged with wider bars than float32: {tensor_text(bars.cosine)}, {100 * bars.match_rate:g} '
             f'% of the results matched within {bars.distance_m} m and score {bars.score}; a pair within '
             'these bars counts as matched'
         )
-        if memory.instances:
+        if drive.memory.instances:
             notes.append('the choice of instances for the next frame and their track ids were not compared')
         if proof.engine.get('round_fp16'):
             notes.append(ROUNDED_FP16)
     notes += row.excused
-    if count := sum(drive.substituted):
+    if count := sum(drive.runs['teacher'].substituted):
         notes.append(f"your test path returns the same {count} results from the file's outputs")
     return notes
 

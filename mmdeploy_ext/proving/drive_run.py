@@ -5,26 +5,26 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.base.errors import one_line
-from mmdeploy_ext.proving.explain import draws_of, rounding_of
-from mmdeploy_ext.proving.subject import Sample, Step, Subject, Unread
+from mmdeploy_ext.base.errors import ShapeError, one_line
+from mmdeploy_ext.proving.explain import matched
+from mmdeploy_ext.proving.subject import Sample, Started, Step, Subject, Unread
 from mmdeploy_ext.runtime.tasks import bbox3d, task_module
-from mmdeploy_ext.spec.comparison import DRAWS, ROUNDINGS, compare_tensors, same_bits
+from mmdeploy_ext.spec.comparison import compare_tensors
 from mmdeploy_ext.spec.matching import MAX_REST
-from mmdeploy_ext.spec.results import SequenceRow, bars_of, first_lines, out_of_bars
+from mmdeploy_ext.spec.results import FLOAT32, SequenceRow, first_lines
 from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState
-    from mmdeploy_ext.spec.comparison import Rounding
     from mmdeploy_ext.spec.memory import InstanceRows, MemorySpec
-    from mmdeploy_ext.spec.results import DetectionRow, TensorRow
+    from mmdeploy_ext.spec.results import Bars, Case, DetectionRow, TensorRow
 
 
 # Pairing of memory rows of two engines: the propagated top-k of queries and ties in it.
@@ -38,17 +38,6 @@ memory in global coordinates.
 """
 NO_ID = -1
 """Id of an instance without a track."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Moment:
-    """One frame after both engines ran it: results, and memories after it (None without one)."""
-
-    frame: Frame
-    expected: StepResult
-    got: StepResult
-    expected_state: StreamState | None
-    got_state: StreamState | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,10 +169,9 @@ class RowPairing:
         self.rows = np.concatenate([np.array(new, np.int64), old])[:num_rows]
         return differences
 
-    def follow(self, moment: Moment, tie: float, max_error: float) -> Followed:
+    def follow(self, want: Step, got: Step, tie: float, max_error: float) -> Followed:
         """Follow the memories over a frame, and tell ties from errors."""
-        sides = [moment.expected.outputs, moment.got.outputs]
-        states = moment.expected_state, moment.got_state
+        sides, states = [want.tensors, got.tensors], (want.state, got.state)
         is_complete = all(name in outputs for outputs in sides for name in self.spec.needed)
         scores = [outputs[self.spec.scores] for outputs in sides] if is_complete else []
         if not is_complete or None in states or scores[0].shape[1:] != scores[1].shape[1:]:
@@ -225,9 +213,8 @@ class InstancePairing(RowPairing):
         super().forget()
         self.tracks: dict[int, int] = {}
 
-    def follow(self, moment: Moment, tie: float, max_error: float) -> Followed:
-        spec, sides = self.spec, [moment.expected.outputs, moment.got.outputs]
-        states = moment.expected_state, moment.got_state
+    def follow(self, want: Step, got: Step, tie: float, max_error: float) -> Followed:
+        spec, sides, states = self.spec, [want.tensors, got.tensors], (want.state, got.state)
         needed = {*spec.per_query, spec.confidence, *spec.ids[:1]}
         if None in states or any(needed - side.keys() for side in sides) or spec.first_scores not in sides[0]:
             return Followed()  # a kit has no first scores
@@ -382,82 +369,43 @@ TIME_JUMP = 2.0
 """Gaps of at least this many usual ones are jumps in time."""
 NOTHING_FOUND = 'no detection was matched: use a drive with objects that the model finds'
 """Reason of failure: neither side found anything that counts."""
-RESULTS_AGAIN = 'the model finds different objects when the first frame runs again after a reset'
-"""Fault of a memory that a reset does not empty."""
 MAX_DRAWN = 4
 """Maximum of sweeps, or frames, in the report."""
 FRAMES_PER_TAKEOVER = 20
-"""Frames per allowed takeover, see `PairRun.takes_over`."""
+"""Frames per allowed takeover of the reference's memory."""
+MATCH_RATE = 0.999
+"""Least matched share of the longer list in float32, over all frames, unless the task has its own."""
+TIE, HALF_TIE = 2e-5, 2e-3
+"""Scores in the top-k tie within this plus twice the frame's largest score error: in float32, below it."""
+SUMMED = 'reference', 'matched', 'missing', 'extra', 'outside', 'low', 'low_alone'
 
 
 @dataclasses.dataclass(frozen=True)
-class DriveBars:
-    """Limits for the figures of a drive.
-
-    Attributes:
-        frames: least number of frames.
-        resets: least resets of the memory after the first frame.
-        score_thr: detections from here on need a partner (the candidate's from `score` above).
-        distance_m: largest distance of matched centres.
-        corner_m: largest distance of their corners (m/s of velocities), below float32 in place of other bars.
-        score: largest score difference of a matched pair.
-        match_rate: least matched share of the longer list, over all frames.
-        tie: scores in the top-k tie within this plus twice the frame's largest score error.
-        near_counts: pairs outside the bars count as matched (below float32).
-        cosine: least cosine of tensors (below float32); None: the tolerances decide.
-    """
+class DriveLength:
+    """Least number of frames of a proof, and of resets of the memory after the first frame."""
 
     frames: int = 100
     resets: int = 1
-    score_thr: float = 0.1
-    distance_m: float = 0.01
-    corner_m: float | None = None
-    score: float = 1e-3
-    match_rate: float = 0.999
-    tie: float = 2e-5
-    near_counts: bool = False
-    cosine: float | None = None
 
 
-FULL_DRIVE = DriveBars()
-"""The bars of a claim about drift: a hundred frames with a scene change."""
-SHORT_DRIVE = dataclasses.replace(FULL_DRIVE, frames=2, resets=0)
-"""The bars of `--verify`, for two or more frames."""
-
-
-def default_bars(precision: str) -> DriveBars:
-    """Return the bars for 'fp32', 'fp16', 'bf16' or 'int8'."""
-    bars = bars_of(precision)
-    if bars.is_float32:
-        return SHORT_DRIVE
-    same = {name: getattr(bars, name) for name in ('cosine', 'distance_m', 'score', 'match_rate')}
-    return dataclasses.replace(SHORT_DRIVE, **same, corner_m=bars.distance_m, near_counts=True, tie=2e-3)
-
-
-def bars_of_task(task: str, bars: DriveBars) -> DriveBars:
-    """Return bars with the task's own `MATCH_RATE` in float32."""
-    rate = getattr(task_module(task), 'MATCH_RATE', bars.match_rate)
-    return bars if bars.cosine is not None else dataclasses.replace(bars, match_rate=rate)
+FULL_DRIVE = DriveLength()
+"""What a claim about drift needs: a hundred frames with a scene change."""
+SHORT_DRIVE = DriveLength(frames=2, resets=0)
+"""What `--verify` needs."""
 
 
 class Drives(Subject):
     """The reference and one candidate per mode over the frames of a drive, from empty memories.
 
-    In float32 the results of 'teacher' also have to equal the results of the reference's test path on the
-    candidate's outputs.
-
     Attributes:
-        substituted: number of results per frame that the reference's test path made of the candidate's
-            outputs.
-        before: state of the reference before the last frame; None: empty.
-        last: mode -> memory that the candidate has.
+        last: 'reference' or a mode -> memory that its stepper has.
         first, most_results: the first frame, and the most results of a frame in PyTorch.
         own: the reference without a recording, for further runs of a frame.
-        runs: mode -> `PairRun`.
+        runs: mode -> `DriveRun`.
+        of_reference: brings the reference's tensors into the form in which the last frame was compared.
         made: title of the reference's `decode_cases` -> number of frames whose outputs allow the case.
+        notes: on single frames.
     """
-
-    is_drive = True
 
     def __init__(
         self,
@@ -466,210 +414,213 @@ class Drives(Subject):
         spec: GraphSpec,
         *,
         memory: MemorySpec,
-        bars: DriveBars | None = None,
+        length: DriveLength = FULL_DRIVE,
+        bars: Bars = FLOAT32,
         task: str = 'bbox3d',
+        settings: Mapping[str, Any] | None = None,
         frames: Collection[Frame] = (),
         module: Any = None,
         rule: Any = None,
         watch: Any = None,
+        stored: bool = False,
     ) -> None:
-        """Keep the engines and empty their memories.
+        """Keep the engines.
 
         Args:
             reference: the unpatched PyTorch model.
             candidates: 'free' and/or 'teacher' -> the file on its engine.
             spec: spec of the files; the outputs that `memory` needs and both engines give are compared.
             memory: the family's description.
-            bars: None: `DriveBars`.
+            length: least length of the drive.
+            bars: of the files' precision.
             task: name of the task that matches results.
+            settings: thresholds and limits of the post-processing.
             frames: of the drive.
             module: the reference's, for runs in float64; None: rounding is not known.
             rule: of the preprocessing, to draw frames; None: none is drawn.
             watch: context that looks at the reference's runs.
+            stored: both sides are stored results.
         """
         if unknown := [mode for mode in candidates if mode not in MODES]:
             raise ValueError(f'mode {unknown[0]!r}: expected one of {", ".join(MODES)}')
-        match, bars = task_module(task).match_detections, bars_of_task(task, bars or DriveBars())
         self.reference, self.candidates, self.given = reference, candidates, frames
-        self.own = reference
+        self.own, self.memory, self.length = reference, memory, length
+        self.bars, self.task, self.settings = bars, task, settings or {}
         self.modes = [[mode for mode in MODES if mode in candidates]]
-        self.again = 0 if 'teacher' in candidates else -1
-        self.runs = {mode: PairRun(mode, spec, bars, memory, match) for mode in candidates}
+        self.again = -1 if stored or 'teacher' not in candidates else 0
+        self.runs = {mode: DriveRun(mode, self) for mode in candidates}
         self.module, self.rule, self.watch = module, rule, watch or contextlib.nullcontext()
-        self.unread, self.pairs = Unread(spec, next(iter(candidates.values()))), []
+        self.unread, self.pairs, self.stored = Unread(spec, next(iter(candidates.values()))), [], stored
         self.first: Frame | None = None
         self.most_results = 0
-        self.pair_up = getattr(task_module(task), 'pair_up', None)
-        self.before: StreamState | None = None
-        self.substituted: list[int] = []
-        self.one_to_one = getattr(task_module(task), 'ONE_TO_ONE', {})
         self.last: dict[str, StreamState | None] = {}
-        self.decode_cases = getattr(reference, 'decode_cases', lambda outputs: {})
         self.made: dict[str, int] = {}
+        self.notes: list[str] = []
+        state = {source for source, _ in spec.state}
+        self.outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in state)
+        ids = {name for kind in memory.instances for name in kind.ids[1:2]}  # compared by their pairing
+        self.left_out = {f'memory {name}' for name in ids}
+        self.of_memory = tuple(
+            TensorSpec(f'memory {name}', 'float32', (), groups=(group,))
+            for name, group in memory.tensors.items()
+            if name not in ids
+        )
+        self.names: set[str] | None = None
 
     def sample(self, entry: Frame, index: int, mode: str) -> Sample:
-        return Sample(entry.name, entry)
+        return Sample(entry.name, entry, titles=[entry.name])
 
     def want(self, sample: Sample, state: StreamState | None) -> Step:
-        if state is None:
-            self.reference.reset()
+        self.first = self.first or sample.data
         with self.watch:
-            result = self.reference.step(sample.data)
-        self.before, self.first = state, self.first or sample.data
-        self.most_results = max(self.most_results, len(result.detections))
-        return Step(result.outputs, state=snapshot(self.reference.state), facts=dict(result=result))
+            step = self._step('reference', self.reference, sample, state)
+        self.most_results = max(self.most_results, len(step.results[0]))
+        return step
 
     def got(self, sample: Sample, state: StreamState | None) -> Step:
-        """Run a candidate; a memory that it has is not assigned, which may round it."""
-        candidate = self.candidates[sample.mode]
-        if self.runs[sample.mode].stopped:
-            return Step()
-        if state is None:
-            candidate.reset()
-        elif state is not self.last.get(sample.mode):
-            candidate.state = snapshot(state)
-        result = candidate.step(sample.data)
-        self.last[sample.mode] = candidate.state
-        return Step(result.outputs, state=self.last[sample.mode], facts=dict(result=result))
+        if stopped := self.runs[sample.mode].stopped:
+            raise ShapeError(stopped)
+        return self._step(sample.mode, self.candidates[sample.mode], sample, state)
 
-    def judged(self, sample: Sample, want: Step, got: Step | Exception, case: None) -> None:
+    def _step(self, side: str, stepper: Stepper, sample: Sample, state: StreamState | None) -> Step:
+        """Run a side from a memory; one that it has is not assigned, which may round it."""
+        if state is None:
+            stepper.reset()
+        elif state is not self.last.get(side):
+            stepper.state = snapshot(state)
+        self.last[side] = None
+        result = stepper.step(sample.data)
+        self.last[side] = snapshot(stepper.state) if side == 'reference' else stepper.state
+        facts = dict(was_reset=result.was_reset, undecided=result.undecided, outputs=result.outputs)
+        tensors = named_tensors(result, self.last[side])
+        return Step(tensors, [result.detections], self.last[side], probe=result.outputs, facts=facts)
+
+    def _again(self, sample: Sample, state: StreamState | None) -> StepResult:
+        """Run the reference on a frame from the memory before it; it has another one afterwards."""
+        self.last['reference'] = None
+        self.own.state = state
+        return self.own.step(sample.data)
+
+    def tensors(self, sample: Sample, state: StreamState | None, got: Step) -> Mapping[str, np.ndarray]:
+        return self.of_reference(named_tensors(self._again(sample, state), self.own.state))
+
+    def results(self, sample: Sample, state: StreamState | None) -> Sequence[Any]:
+        return [self._again(sample, state).detections]
+
+    def on(self, sample: Sample, got: Step) -> Started | None:
+        """Run the reference's test path on a teacher-forced file's outputs, and on changed ones."""
+        boxes_of = getattr(self.reference, 'boxes_of', None)
+        if sample.mode != 'teacher' or boxes_of is None:
+            return None
+        outputs, cases = got.facts['outputs'], {}
+        decode = getattr(self.candidates['teacher'], 'boxes_of', None)
+        if decode is not None and hasattr(self.reference, 'decode_cases'):
+            cases = self.reference.decode_cases(outputs)
+        for title, changed in cases.items():
+            self.made[title] = self.made.get(title, 0) + (changed is not None)
+
+        def between() -> list[tuple[str, str, Any, Any]]:
+            changed = ((title, values) for title, values in cases.items() if values is not None)
+            titles = ((f'outputs with {title}', values) for title, values in changed)
+            return [(self.task, title, boxes_of(values), decode(values)) for title, values in titles]
+
+        return Started(lambda: [boxes_of(outputs)], between=between)
+
+    def align(self, sample: Sample, want: Step, got: Step) -> tuple[Step, Step, Sequence[TensorRow]]:
+        """Pair rows of queries and memories; leave out what an undecided decision of PyTorch changed."""
+        run = self.runs[sample.mode]
+        run.follow(want, got)
+        if self.names is None:
+            self.names = {*self.memory.needed, *(want.tensors.keys() & got.tensors.keys())}
+        decided, run.undecided = self._decided(want, got), 0
+        if decided is not None:
+            (want, got), run.undecided = decided, want.facts['undecided']
+        names = self.names - ({*self.memory.decided} - want.tensors.keys())
+        specs = [tensor for tensor in self.outputs if tensor.name in names]
+        # a graph may give the last layer alone
+        last = {one.name for one in specs if one.name in self.memory.needed and one.axes[:1] == (1,)}
+        has_memories = None not in (want.state, got.state)
+        self.spec = GraphSpec('', (), (*specs, *self.of_memory) if has_memories else tuple(specs))
+        pairs = run.pairs(want, got)
+
+        def compared(side: int, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            kept = {one.name: tensors[one.name] for one in specs if one.name in tensors}
+            if has_memories:
+                of_memory = (name for name in tensors if name.startswith('memory '))
+                kept |= {name: tensors[name] for name in of_memory if name not in self.left_out}
+            if side == 0:
+                kept |= {name: kept[name][-1:] for name in last & kept.keys()}
+            for name in pairs.keys() & kept.keys():
+                axis, rows = pairs[name]
+                kept[name] = kept[name].take(rows[rows >= 0] if side else np.flatnonzero(rows >= 0), axis)
+            return kept
+
+        self.of_reference = functools.partial(compared, 0)
+        want, got = (
+            dataclasses.replace(step, tensors=compared(side, step.tensors))
+            for side, step in enumerate((want, got))
+        )
+        return want, got, ()
+
+    def _decided(self, want: Step, got: Step) -> tuple[Step, Step] | None:
+        """Return both steps without what undecided decisions changed; None: nothing changed."""
+        if not want.facts['undecided'] or not self.bars.is_float32:
+            return None
+        specs = tuple(tensor for tensor in self.outputs if tensor.name in self.memory.decided)
+        arrays = ({tensor.name: step.tensors[tensor.name] for tensor in specs} for step in (want, got))
+        rows = [*compare_tensors(*arrays, GraphSpec('', (), specs))]
+        rows += matched(self, [''], want.results, got.results)
+        if all(row.passed for row in rows):
+            return None
+
+        def without(step: Step) -> Step:
+            names = step.tensors.keys() - {*self.memory.decided}
+            tensors = {name: step.tensors[name] for name in step.tensors if name in names}
+            return dataclasses.replace(step, tensors=tensors, results=[step.results[0].without_motion()])
+
+        return without(want), without(got)
+
+    def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> None:
         run, frame = self.runs[sample.mode], sample.data
         if isinstance(got, Exception):
-            run.stopped = f'{frame.name}: the candidate failed: {one_line(got)[:200]}'
-        if run.stopped:
+            run.stopped = run.stopped or f'{frame.name}: the candidate failed: {one_line(got)[:200]}'
             return
-        # first: PyTorch in float64 is another last frame
-        self._substitute(sample.mode, frame, got.facts['result'])
-        moment = Moment(frame, want.facts['result'], got.facts['result'], want.state, got.state)
-        run.add(moment, self._rounding(sample.mode, moment), self._rounding_of_results(moment))
-        self.unread.look(moment.got.outputs, getattr(self.candidates[sample.mode], 'boxes_of', None))
-        index, parts = len(run.series['name']) - 1, range(1, 2 * MAX_DRAWN, 2)
+        run.add(frame, want, got, case)
+        self.notes += case.notes
+        self.unread.look(got.facts['outputs'], getattr(self.candidates[sample.mode], 'boxes_of', None))
+        index, parts = len(run.results) - 1, range(1, 2 * MAX_DRAWN, 2)
         places = [part * len(self.given) // (2 * MAX_DRAWN) for part in parts]
         if self.rule is not None and sample.mode == 'free' and index in places:
             title = f'{frame.name or f"frame {index}"}, free-running, frame {index + 1} of the drive'
-            sides = moment.expected.detections, moment.got.detections
-            self.pairs.append(bbox3d.pair_of(frame, self.rule, title, *sides))
+            self.pairs.append(bbox3d.pair_of(frame, self.rule, title, want.results[0], got.results[0]))
 
     def after(self, sample: Sample, want: Step, got: Step | Exception) -> StreamState | None:
+        """Return the file's memory, in the reference's order; the reference's, where a tie parted them."""
         run = self.runs[sample.mode]
-        if run.stopped:
+        if run.stopped or self.stored:
             return None
-        if run.takes_over():
+        if run.mode != 'free' or got.state is None:
+            return got.state
+        if run.parted and run.tied['taken_over'] < max(self.length.frames // FRAMES_PER_TAKEOVER, 1):
+            run.tied['taken_over'] += 1
+            run.forget()
             return snapshot(want.state)
-        return run.reordered(got.state) or got.state
-
-    def ran_again(self, sample: Sample, first: Sequence[Step], second: Sequence[Step | Exception]) -> None:
-        """Judge the second run of the first frame, after a reset of both sides."""
-        run, name = self.runs['teacher'], sample.name
-        if run.stopped:
-            return
-        if isinstance(second[1], Exception):
-            run.stopped = f'{name}: the candidate failed: {one_line(second[1])[:200]}'
-        else:
-            self._compare_runs('engine', name, first[1], second[1])
-        self._compare_runs('model', name, first[0], second[0])
-        detections = (steps[0].facts['result'].detections for steps in (first, second))
-        if not run.match(name, *detections).passed:
-            run.faults[RESULTS_AGAIN].append(name)
+        changed: dict[str, np.ndarray] = {}
+        for pairing in run.pairings:
+            if isinstance(pairing, InstancePairing):
+                changed |= pairing.reordered(got.state)
+        tensors = {**got.state.tensors, **changed}
+        return dataclasses.replace(got.state, tensors=tensors) if changed else got.state
 
     def finish(self) -> dict[str, SequenceRow]:
         """Return mode -> judgement."""
         return {mode: run.finish() for mode, run in self.runs.items()}
 
-    def _again(self, moment: Moment) -> StepResult:
-        """Run the reference on a frame from the memory before it."""
-        self.own.state = self.before
-        return self.own.step(moment.frame)
-
-    def _rounding(self, mode: str, moment: Moment) -> Rounding | None:
-        if mode != 'teacher' or self.module is None:
-            return None
-        tensors = named_tensors(moment.expected, moment.expected_state)
-        distances = rounding_of(
-            self.module, tensors, lambda: named_tensors(self._again(moment), self.reference.state)
-        )
-
-        def then_restored(draws: int) -> Mapping[str, np.ndarray]:
-            try:
-                return distances(draws)
-            finally:
-                self.reference.state = moment.expected_state
-
-        return then_restored
-
-    def _rounding_of_results(self, moment: Moment) -> Callable[[], Iterator[dict[str, np.ndarray]]] | None:
-        """Return a function that yields `rounding` of `matching.pair_lists`, with one more draw each time."""
-        if self.module is None or self.pair_up is None:
-            return None
-        expected = moment.expected.detections
-
-        def roundings() -> Iterator[dict[str, np.ndarray]]:
-            largest: dict[str, np.ndarray] = {}
-            seeds = (None, *range(DRAWS))
-            for drawn in draws_of(self.module, lambda seed: self._again(moment).detections, seeds):
-                self.reference.state = moment.expected_state
-                pairing = self.pair_up(expected, drawn)
-                rows = [*pairing.matched, *pairing.outside]
-                for title in pairing.gaps.keys() - {'score'}:
-                    own = np.zeros(len(expected.scores))
-                    own[rows] = ROUNDINGS * pairing.gaps[title]
-                    largest[title] = np.maximum(largest.get(title, 0), own)
-                yield largest
-            self.reference.state = moment.expected_state  # a draw may have failed
-
-        return roundings
-
-    def _substitute(self, mode: str, frame: Frame, got: StepResult) -> None:
-        run = self.runs[mode]
-        if mode != 'teacher':
-            return
-        if run.bars.cosine is not None or not hasattr(self.reference, 'boxes_of'):
-            self.substituted.append(0)
-            return
-        expected = self.reference.boxes_of(got.outputs)
-        if expected is None:
-            self.substituted.append(0)
-            return
-        row = run.match(frame.name, expected, got.detections, **self.one_to_one)
-        self.substituted.append(row.matched)
-        if not row.passed:
-            fault = "your test path returns different results from the file's outputs"
-            run.faults[fault].append(f'{frame.name} ({row.reason})')
-        has_decoder = hasattr(self.candidates[mode], 'boxes_of')
-        for title, outputs in self.decode_cases(got.outputs).items() if has_decoder else ():
-            self.made.setdefault(title, 0)
-            if outputs is None:
-                continue
-            self.made[title] += 1
-            sides = self.reference.boxes_of(outputs), self.candidates[mode].boxes_of(outputs)
-            row = run.match(frame.name, *sides, **self.one_to_one)
-            if not row.passed:
-                fault = f'your test path returns different results from outputs with {title}'
-                run.faults[fault].append(f'{frame.name} ({row.reason})')
-
-    def _compare_runs(self, side: str, name: str, first: Step, second: Step) -> None:
-        if same_bits(first.tensors, second.tensors):
-            return
-        run, min_cosine = self.runs['teacher'], self.runs['teacher'].bars.cosine
-        compared = tuple(tensor for tensor in run.outputs if tensor.name in first.tensors)
-        sides = ({tensor.name: step.tensors[tensor.name] for tensor in compared} for step in (first, second))
-        for row in compare_tensors(*sides, GraphSpec('', (), compared)):
-            near = min_cosine is not None and not out_of_bars(row, min_cosine)
-            if not row.passed and not near:
-                fault = (
-                    f'the {side} returns a different {row.tensor} when the first frame runs again '
-                    'after a reset'
-                )
-                run.faults[fault].append(name)
-
 
 def named_tensors(result: StepResult, state: StreamState | None) -> dict[str, np.ndarray]:
     """Return the outputs of a frame, and the memory after it under `memory NAME`."""
-    return {**result.outputs, **memory_tensors(state)}
-
-
-def memory_tensors(state: StreamState | None) -> dict[str, np.ndarray]:
-    return {} if state is None else {f'memory {name}': array for name, array in state.tensors.items()}
+    tensors = {} if state is None else state.tensors
+    return {**result.outputs, **{f'memory {name}': array for name, array in tensors.items()}}
 
 
 def snapshot(state: StreamState | None) -> StreamState | None:
@@ -680,110 +631,106 @@ def snapshot(state: StreamState | None) -> StreamState | None:
     return dataclasses.replace(state, tensors=tensors)
 
 
-class PairRun:
-    """Judges one candidate in one mode, one frame after the other.
+class DriveRun:
+    """What one mode of a drive found: pairs of memory rows, faults and the frames' figures.
 
     Attributes:
-        worst_distance, worst_score, worst_iou: of counted pairs.
-        excused: lines on results beside a tie, of all frames.
-        undecided: frames in which `MemorySpec.decided` was left out.
+        results: `DetectionRow` of each frame.
+        substituted: number of results per frame that the reference made of the file's outputs.
         tied: `ties`, `tied_frames`, `affected_frames` and `taken_over` of `SequenceRow`, so far.
         pairings: pairs of memory rows, of each kind; [] for a memory without scores.
-        outputs: specs of the outputs other than state; `names` are compared.
+        followed: how they were paired in the last frame.
+        undecided: decisions of the last frame whose outcome was left out.
         last: scene and time in s of the last frame.
         faults: fault -> names of the frames.
         stopped: why the candidate stopped, or ''.
         parted: in the last frame only a tie decided which rows are kept, with equal results.
     """
 
-    def __init__(
-        self,
-        mode: str,
-        spec: GraphSpec,
-        bars: DriveBars,
-        memory: MemorySpec,
-        match: Callable[..., DetectionRow],
-    ) -> None:
-        state = {source for source, _ in spec.state}
-        self.mode, self.bars, self.memory, self.match = mode, bars, memory, match
-        self.outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in state)
-        self.pairings: list[RowPairing] = [InstancePairing(rows) for rows in memory.instances]
-        if memory.scores:
-            self.pairings = [RowPairing(memory)]
-        self.names: set[str] | None = None
+    def __init__(self, mode: str, drive: Drives) -> None:
+        self.mode, self.bars, self.memory, self.length = mode, drive.bars, drive.memory, drive.length
+        self.match_rate = self.bars.match_rate
+        if self.bars.is_float32:
+            self.match_rate = getattr(task_module(drive.task), 'MATCH_RATE', MATCH_RATE)
+        self.pairings: list[RowPairing] = [InstancePairing(rows) for rows in self.memory.instances]
+        if self.memory.scores:
+            self.pairings = [RowPairing(self.memory)]
+        self.followed: list[Followed] = []
         self.faults: dict[str, list[str]] = collections.defaultdict(list)
-        self.stopped = ''
-        self.tensors = WorstRows(mode == 'free', bars.cosine)
+        self.stopped, self.parted, self.undecided, self.undecided_frames = '', False, 0, 0
+        self.tensors = WorstRows(mode == 'free', self.bars.cosine)
         self.series: dict[str, Any] = dict(
             name=[], reset=[], gap_s=[], reference=[], matched=[], extra=[], ties=[], **self.tensors.series
         )
-        self.totals = dict(reference=0, matched=0, missing=0, extra=0, outside=0, low=0, low_alone=0)
+        self.results: list[DetectionRow] = []
+        self.substituted: list[int] = []
         self.tied = dict(ties=0, tied_frames=0, affected_frames=0, taken_over=0)
-        self.worst_distance: float | None = None
         self.last: tuple[str, float] | None = None
-        self.worst_score, self.worst_iou, self.parted = 0.0, 1.0, False
         self.excused: list[str] = []
-        self.undecided = 0
         self.alone: list[str] = []
 
-    def add(
-        self,
-        moment: Moment,
-        rounding: Rounding | None = None,
-        roundings: Callable[[], Iterator[dict[str, np.ndarray]]] | None = None,
-    ) -> None:
-        """Judge one frame by both sides' results and memories.
+    def forget(self) -> None:
+        for pairing in self.pairings:
+            pairing.forget()
 
-        `rounding`: of `named_tensors`; `roundings`: of the results, more and more.
-        """
-        frame, last = moment.frame, self.last
-        name = frame.name or f'frame {len(self.series["name"])}'
+    def follow(self, want: Step, got: Step) -> None:
+        """Follow the rows of each kind over a frame."""
+        if want.facts['was_reset'] or self.mode == 'teacher':
+            self.forget()
+        tie, error = (TIE, bbox3d.SCORE_BAR) if self.bars.is_float32 else (HALF_TIE, self.bars.score)
+        error = error if self.mode == 'teacher' else np.inf
+        self.followed = [pairing.follow(want, got, tie, error) for pairing in self.pairings]
+
+    def pairs(self, want: Step, got: Step) -> dict[str, tuple[int, np.ndarray]]:
+        """Return tensor -> axis of its rows, and the file's row for each of the reference's, -1 for none."""
+        pairs: dict[str, tuple[int, np.ndarray]] = {}
+        both = want.tensors.keys() & got.tensors.keys()
+        for followed, pairing in zip(self.followed, self.pairings, strict=True):
+            queries, rows = followed.queries, followed.rows
+            if queries is not None and not np.array_equal(queries, np.arange(len(queries))):
+                pairs |= dict.fromkeys({*pairing.spec.per_query} & both, (-2, queries))
+            if rows is not None:
+                names = [f'memory {name}' for name in pairing.names(want.state)]
+                names = [name for name in names if name in want.tensors]
+                if all(np.shape(got.tensors.get(name))[:2] == (1, len(rows)) for name in names):
+                    pairs |= dict.fromkeys(names, (1, rows))
+        return pairs
+
+    def add(self, frame: Frame, want: Step, got: Step, case: Case) -> None:
+        """Add a judged frame."""
+        name, last = frame.name or f'frame {len(self.results)}', self.last
         self.last = frame.scene_token, frame.timestamp_s
         same_scene = last is not None and last[0] == frame.scene_token
         self.series['gap_s'].append(round(frame.timestamp_s - last[1], 6) if same_scene else None)
         self.series['name'].append(name)
-        self.series['reset'].append(bool(moment.expected.was_reset))
-        if moment.expected.was_reset or self.mode == 'teacher':
-            self._forget()
-        self._check_reset(moment, name)
-        followed = self._follow(moment, name)
-        decided = self._decided(moment, name)
-        undecided = 0 if decided is moment else moment.expected.undecided
-        self.series['ties'].append(sum(kind.ties for kind in followed) + undecided)
-        self._compare_tensors(decided, followed, name, rounding)
-        self.parted = self._match_detections(decided, name, roundings) and any(
-            kind.parted for kind in followed
-        )
+        self.series['reset'].append(bool(want.facts['was_reset']))
+        self.substituted.append(sum(row.matched for row in case.substituted))
+        for rows, outputs in ((case.substituted, "the file's outputs"), (case.inner, '')):
+            for row in rows:
+                if not row.passed:
+                    fault = f'your test path returns different results from {outputs or row.image}'
+                    self.faults[fault].append(f'{name} ({row.reason})')
+        self._check_reset(frame, want, got, name)
+        self._add_ties(name)
+        for row in case.tensors:
+            self.tensors.add(row, name, len(self.series['name']))
+        (row,) = case.detections
+        self.results.append(row)
+        for key in ('reference', 'extra'):
+            self.series[key].append(getattr(row, key))
+        self.series['matched'].append(row.matched + (0 if self.bars.is_float32 else row.outside))
+        if row.broken or (not row.passed and not (row.missing or row.extra or row.outside)):
+            self.faults['the detections cannot be compared'].append(f'{name} ({row.reason})')
+        self.alone += [f'{name}: {line}' for line in row.alone]
+        self.excused += [f'{name}: at a tie: {line}' for line in row.excused]
+        self.parted = row.passed and any(followed.parted for followed in self.followed)
 
-    def _forget(self) -> None:
-        for pairing in self.pairings:
-            pairing.forget()
-
-    def takes_over(self) -> bool:
-        """Whether a free candidate goes on with the reference's memory."""
-        allowed = max(self.bars.frames // FRAMES_PER_TAKEOVER, 1)
-        if self.mode != 'free' or not self.parted or self.tied['taken_over'] >= allowed:
-            return False
-        self.tied['taken_over'] += 1
-        self._forget()
-        return True
-
-    def reordered(self, state: StreamState | None) -> StreamState | None:
-        """Return a free candidate's memory in the reference's order, or None."""
-        if self.mode != 'free' or state is None:
-            return None
-        changed: dict[str, np.ndarray] = {}
-        for pairing in self.pairings:
-            if isinstance(pairing, InstancePairing):
-                changed |= pairing.reordered(state)
-        return dataclasses.replace(state, tensors={**state.tensors, **changed}) if changed else None
-
-    def _check_reset(self, moment: Moment, name: str) -> None:
-        frame, sides = moment.frame, ('reference', 'candidate')
-        if moment.expected.was_reset != moment.got.was_reset:
-            emptied, other_side = sides if moment.expected.was_reset else sides[::-1]
+    def _check_reset(self, frame: Frame, want: Step, got: Step, name: str) -> None:
+        sides = ('reference', 'candidate')
+        if want.facts['was_reset'] != got.facts['was_reset']:
+            emptied, other_side = sides if want.facts['was_reset'] else sides[::-1]
             self.faults[f'the {emptied} emptied its memory and the {other_side} did not'].append(name)
-        for side, state in zip(sides, (moment.expected_state, moment.got_state), strict=True):
+        for side, state in zip(sides, (want.state, got.state), strict=True):
             if state is None:
                 self.faults[f'the {side} keeps no memory after a frame'].append(name)
             elif not (
@@ -794,160 +741,42 @@ class PairRun:
                 fault = f'the {side} has a memory of another frame (pose, time or scene)'
                 self.faults[fault].append(name)
 
-    def _follow(self, moment: Moment, name: str) -> list[Followed]:
-        """Return how the rows of each kind are followed."""
-        max_error = self.bars.score if self.mode == 'teacher' else np.inf
-        found = [pairing.follow(moment, self.bars.tie, max_error) for pairing in self.pairings]
-        for followed in found:
+    def _add_ties(self, name: str) -> None:
+        pairs = [*zip(self.followed, self.pairings, strict=True)]
+        for followed, _ in pairs:
             # half precision hands on other instances of a memory that is chosen anew: results count alone
-            if followed.fault and not (self.bars.near_counts and self.memory.instances):
+            if followed.fault and (self.bars.is_float32 or not self.memory.instances):
                 fault = 'the rows kept in memory differ by more than a tie'
                 self.faults[fault].append(f'{name} ({followed.fault})')
-        ties, pairs = sum(followed.ties for followed in found), zip(found, self.pairings, strict=True)
-        self.tied['ties'] += ties
-        self.tied['tied_frames'] += bool(ties)
-        self.tied['affected_frames'] += any(of.rows is not None and pairing.affected for of, pairing in pairs)
-        return found
-
-    def _decided(self, moment: Moment, name: str) -> Moment:
-        """Return the frame, without what undecided decisions changed."""
-        count, sides = moment.expected.undecided, (moment.expected, moment.got)
-        if not count or self.bars.cosine is not None:
-            return moment
-        specs = tuple(tensor for tensor in self.outputs if tensor.name in self.memory.decided)
-        arrays = ({tensor.name: side.outputs[tensor.name] for tensor in specs} for side in sides)
-        rows = compare_tensors(*arrays, GraphSpec('', (), specs))
-        results = self.match(name, *(side.detections for side in sides), **self._limits)
-        if all(row.passed for row in rows) and results.passed:
-            return moment
-        self.undecided += 1
-        self.tied['ties'] += count
-        self.tied['tied_frames'] += 1
-        names = ', '.join(self.memory.decided)
-        self.excused.append(f'{name}: {names} depend on {count} decisions at a threshold')
-        expected, got = (
-            dataclasses.replace(
-                side,
-                outputs={key: side.outputs[key] for key in side.outputs.keys() - {*self.memory.decided}},
-                detections=side.detections.without_motion(),
-            )
-            for side in sides
-        )
-        return dataclasses.replace(moment, expected=expected, got=got)
-
-    @property
-    def _limits(self) -> dict[str, float]:
-        bars = self.bars
-        limits = dict(score_thr=bars.score_thr, distance_bar=bars.distance_m, score_bar=bars.score)
-        return limits if bars.corner_m is None else dict(limits, corner_bar=bars.corner_m)
-
-    def _compare_tensors(
-        self, moment: Moment, followed: Sequence[Followed], name: str, rounding: Rounding | None
-    ) -> None:
-        expected, got = moment.expected.outputs, moment.got.outputs
-        if self.names is None:
-            self.names = {*self.memory.needed, *(expected.keys() & got.keys())}
-        names = self.names - ({*self.memory.decided} - expected.keys())
-        specs = tuple(tensor for tensor in self.outputs if tensor.name in names)
-        last = {  # a graph may give the last layer alone
-            tensor.name for tensor in specs if tensor.name in self.memory.needed and tensor.axes[:1] == (1,)
-        }
-        partners: dict[str, np.ndarray] = {}
-        for of, pairing in zip(followed, self.pairings, strict=True):
-            if of.queries is not None and not np.array_equal(of.queries, np.arange(len(of.queries))):
-                partners |= dict.fromkeys(
-                    {*pairing.spec.per_query} & expected.keys() & got.keys(), of.queries
-                )
-
-        def of_reference(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            kept = {tensor.name: arrays[tensor.name] for tensor in specs if tensor.name in arrays}
-            kept |= {key: kept[key][-1:] for key in last & kept.keys()}
-            paired = partners.keys() & kept.keys()
-            return kept | {key: kept[key][..., partners[key] >= 0, :] for key in paired}
-
-        candidate = {tensor.name: got[tensor.name] for tensor in specs if tensor.name in got}
-        for key in partners.keys() & candidate.keys():
-            candidate[key] = got[key][..., partners[key][partners[key] >= 0], :]
-        distances = None if rounding is None else lambda draws: of_reference(rounding(draws))
-        rows = compare_tensors(of_reference(expected), candidate, GraphSpec('', (), specs), distances)
-        rows += self._compare_memory(moment, followed, rounding)
-        for row in rows:
-            self.tensors.add(row, name, len(self.series['name']))
-
-    def _compare_memory(
-        self, moment: Moment, followed: Sequence[Followed], rounding: Rounding | None
-    ) -> list[TensorRow]:
-        states = moment.expected_state, moment.got_state
-        if None in states:
-            return []
-        expected, got = (memory_tensors(state) for state in states)
-        specs = tuple(
-            TensorSpec(f'memory {key}', 'float32', (), groups=(group,))
-            for key, group in self.memory.tensors.items()
-        )
-        for side in (expected, got):  # the ids of tracks are compared by their pairing
-            for kind in self.memory.instances:
-                for key in kind.ids[1:2]:
-                    side.pop(f'memory {key}', None)
-        rows: dict[str, np.ndarray] = {}
-        for of, pairing in zip(followed, self.pairings, strict=True):
-            named = [f'memory {name}' for name in pairing.names(moment.expected_state)]
-            keys = [key for key in named if key in expected]
-            if of.rows is not None and all(np.shape(got.get(key))[:2] == (1, len(of.rows)) for key in keys):
-                rows |= dict.fromkeys(keys, of.rows)
-
-        def of_reference(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {**arrays, **{key: arrays[key][:, of >= 0] for key, of in rows.items() if key in arrays}}
-
-        got |= {key: got[key][:, of[of >= 0]] for key, of in rows.items()}
-        distances = None if rounding is None else lambda draws: of_reference(rounding(draws))
-        return compare_tensors(of_reference(expected), got, GraphSpec('the memory', (), specs), distances)
-
-    def _match_detections(
-        self,
-        moment: Moment,
-        name: str,
-        roundings: Callable[[], Iterator[dict[str, np.ndarray]]] | None,
-    ) -> bool:
-        sides = moment.expected.detections, moment.got.detections
-        row = self.match(name, *sides, **self._limits)
-        if not row.passed and row.outside and not row.broken and roundings is not None:
-            for rounding in roundings():
-                row = self.match(name, *sides, **self._limits, rounding=rounding)
-                if row.passed:
-                    break
-        self.alone += [f'{name}: {line}' for line in row.alone]
-        for key in self.totals:
-            self.totals[key] += getattr(row, key)
-        for key in ('reference', 'extra'):
-            self.series[key].append(getattr(row, key))
-        self.series['matched'].append(row.matched + (row.outside if self.bars.near_counts else 0))
-        if row.broken or (not row.passed and not (row.missing or row.extra or row.outside)):
-            self.faults['the detections cannot be compared'].append(f'{name} ({row.reason})')
-        self.worst_score = max(self.worst_score, row.worst_score)
-        self.worst_iou = min(self.worst_iou, row.worst_iou)
-        self.excused += [f'{name}: at a tie: {line}' for line in row.excused]
-        if row.worst_distance is not None:
-            self.worst_distance = max(self.worst_distance or 0.0, row.worst_distance)
-        return row.passed
+        if self.undecided:
+            names = ', '.join(self.memory.decided)
+            self.excused.append(f'{name}: {names} depend on {self.undecided} decisions at a threshold')
+            self.undecided_frames += 1
+        ties = sum(followed.ties for followed, _ in pairs)
+        self.tied['ties'] += ties + self.undecided
+        self.tied['tied_frames'] += bool(ties) + bool(self.undecided)
+        affected = (one.rows is not None and pairing.affected for one, pairing in pairs)
+        self.tied['affected_frames'] += any(affected)
+        self.series['ties'].append(ties + self.undecided)
 
     def finish(self) -> SequenceRow:
-        totals = self.totals
+        totals = {key: sum(getattr(row, key) for row in self.results) for key in SUMMED}
         counted = max(totals['reference'], totals['matched'] + totals['outside'] + totals['extra'])
-        same = totals['matched'] + (totals['outside'] if self.bars.near_counts else 0)
+        same = totals['matched'] + (0 if self.bars.is_float32 else totals['outside'])
         gaps_s = [gap for gap in self.series['gap_s'] if gap is not None]
         usual_s = float(np.median(gaps_s)) if gaps_s else 0.0
+        distances = [row.worst_distance for row in self.results if row.worst_distance is not None]
         row = SequenceRow(
             mode=self.mode,
-            frames=len(self.series['name']),
+            frames=len(self.results),
             resets=sum(self.series['reset'][1:]),
             time_jumps=sum(gap >= TIME_JUMP * usual_s for gap in gaps_s if usual_s > 0),
-            **self.totals,
+            **totals,
             match_rate=min(same / counted, 1.0) if counted else None,
-            match_bar=self.bars.match_rate,
-            worst_distance=self.worst_distance,
-            worst_score=self.worst_score,
-            worst_iou=self.worst_iou,
+            match_bar=self.match_rate,
+            worst_distance=max(distances, default=None),
+            worst_score=max((row.worst_score for row in self.results), default=0.0),
+            worst_iou=min((row.worst_iou for row in self.results), default=1.0),
             excused=tuple(self.excused),
             **self.tied,
             tensors=tuple(self.tensors.worst.values()),
@@ -956,28 +785,27 @@ class PairRun:
         return dataclasses.replace(row, reasons=tuple(self._reasons(row)))
 
     def _reasons(self, row: SequenceRow) -> list[str]:
-        bars = self.bars
         reasons = [self.stopped] if self.stopped else []
         for fault, frames in self.faults.items():
             count = f' ({len(frames)} frames)' if len(frames) > 1 else ''
             reasons.append(f'{fault}, first at {frames[0]}{count}')
-        if row.frames < bars.frames:
-            reasons.append(f'{row.frames} frames ran, a proof needs {bars.frames}')
-        if row.resets < bars.resets:
-            reasons.append(f'{row.resets} resets after the first frame, a proof needs {bars.resets}')
+        if row.frames < self.length.frames:
+            reasons.append(f'{row.frames} frames ran, a proof needs {self.length.frames}')
+        if row.resets < self.length.resets:
+            reasons.append(f'{row.resets} resets after the first frame, a proof needs {self.length.resets}')
         reasons += self.tensors.reasons(row.frames)
-        if self.undecided and self.undecided == row.frames:
+        if self.undecided_frames and self.undecided_frames == row.frames:
             reasons.append(f'{", ".join(self.memory.decided)}: decisions at a threshold in every frame')
         if row.match_rate is None:
             reasons.append(NOTHING_FOUND)
-        elif row.match_rate < bars.match_rate:
+        elif row.match_rate < self.match_rate:
             reasons.append(
                 f'{row.matched} of {row.reference} detections matched '
-                f'({100 * row.match_rate:.2f} %, required {100 * bars.match_rate:g} %): '
+                f'({100 * row.match_rate:.2f} %, required {100 * self.match_rate:g} %): '
                 f'{row.missing} missing, {row.extra} extra, {row.outside} outside the bars'
                 + (f': {first_lines(self.alone)}' if self.alone else '')
             )
-        elif bars.cosine is None and row.low_alone > MAX_REST * (row.low + 2 * row.reference):
+        elif self.bars.is_float32 and row.low_alone > MAX_REST * (row.low + 2 * row.reference):
             reasons.append(
                 f'{row.low_alone} of {row.low} results below the score threshold have no partner on the '
                 f'other side'
@@ -995,32 +823,31 @@ class WorstRows:
         self.series: dict[str, dict[str, list[float | None]]] = dict(errors={}, ratios={})
 
     def add(self, row: TensorRow, name: str, count: int) -> None:
-        """Judge the row of a tensor at the frame `name`, the drive's `count`-th from 1."""
-        passed, reason = row.passed and row.max_abs is not None, row.reason
-        if row.max_abs is not None:
-            if self.free:
-                passed, reason = True, ''
-            elif self.cosine is not None:
-                reason = out_of_bars(row, self.cosine)
-                passed = not reason
-        ratio = error_ratio(row) if row.max_abs is not None and row.tolerance else None
-        for key, value in (('errors', row.max_abs), ('ratios', ratio)):
+        """Add the row of a tensor at the drive's `count`-th frame from 1; a free one may drift."""
+        if row.max_abs is None:
+            row = dataclasses.replace(row, passed=False)
+        elif self.free:
+            row = dataclasses.replace(row, passed=True, reason='')
+        has_bar = row.max_abs is not None and (row.tolerance or row.tolerance is None)
+        for key, value in (('errors', row.max_abs), ('ratios', self.ratio(row) if has_bar else None)):
             values = self.series[key].setdefault(row.tensor, [])
             values += [None] * (count - 1 - len(values))
             values.append(value)
-        if not passed:
+        if not row.passed:
             self.failed.setdefault(row.tensor, []).append(name)
-        row = dataclasses.replace(row, passed=passed, reason=reason, at=name)
+        row = dataclasses.replace(row, at=name)
         if worst := self.worst.get(row.tensor):
-            is_worse = (not row.passed, error_ratio(row)) > (not worst.passed, error_ratio(worst))
+            is_worse = (not row.passed, self.ratio(row)) > (not worst.passed, self.ratio(worst))
             row = row if is_worse else worst
         self.worst[row.tensor] = row
 
-    def text_of(self, tensor: str, index: int) -> str:
-        error, ratio = (self.series[key][tensor][index] for key in ('errors', 'ratios'))
-        if error is None:
-            return 'not comparable'
-        return f'error {error:.3g}' + (f', {ratio:.3g} times its tolerance' if ratio is not None else '')
+    def ratio(self, row: TensorRow) -> float:
+        """Return a row's error over what is allowed, of the cosine below float32; else the error itself."""
+        if row.max_abs is None:
+            return np.inf
+        if row.tolerance is None and row.cosine is not None:
+            return (1 - row.cosine) / (1 - self.cosine)
+        return row.max_abs / row.tolerance if row.tolerance else row.max_abs
 
     def reasons(self, frames: int) -> list[str]:
         """Return one sentence per tensor that fails."""
@@ -1029,10 +856,3 @@ class WorstRows:
             f'{self.worst[tensor].at}: {self.worst[tensor].reason}'
             for tensor, names in self.failed.items()
         ]
-
-
-def error_ratio(row: TensorRow) -> float:
-    """Return a row's error over its tolerance; without a tolerance the error itself."""
-    if row.max_abs is None:
-        return np.inf
-    return row.max_abs / row.tolerance if row.tolerance else row.max_abs

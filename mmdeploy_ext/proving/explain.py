@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmdeploy_ext.base.errors import one_line
-from mmdeploy_ext.runtime.tasks import NEEDED_BY_LISTS, bbox2d, match, match_bars, task_module
-from mmdeploy_ext.spec.comparison import DRAWS, compare_named, compare_tensors
+from mmdeploy_ext.runtime.tasks import match, match_bars, task_module
+from mmdeploy_ext.spec.comparison import DRAWS, ROUNDINGS, compare_named, compare_tensors
 from mmdeploy_ext.spec.matching import Ties, matched_rows
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 
@@ -74,18 +75,20 @@ def draws_of(
             yield result
 
 
-def tensor_rows(subject: Subject, sample: Sample, want: Step, got: Step, state: Any) -> list[TensorRow]:
-    """Compare the tensors of both sides; float64 tells what is rounding."""
-    expected, actual, rows = subject.align(sample, want, got)
-    if not expected and not actual:
-        return [*rows]
-    rounding = None
-    if subject.module is not None:
-        rounding = rounding_of(subject.module, expected, lambda: subject.tensors(sample, state, got))
-    if subject.spec is None:
-        named = compare_named(expected, actual, subject.rtol, rounding=rounding, bars=subject.bars)
-        return [*rows, *named]
-    return [*rows, *compare_tensors(expected, actual, subject.spec, rounding, subject.bars)]
+def tensor_rows(
+    subject: Subject, sample: Sample, want: Step, got: Step, state: Any
+) -> tuple[Step, Step, list[TensorRow]]:
+    """Align both steps and compare their tensors; float64 tells what is rounding."""
+    want, got, rows = subject.align(sample, want, got)
+    sides, rows = (want.tensors, got.tensors), [*rows]
+    rounding = (lambda draws: want.rounding) if want.rounding else None
+    if subject.module is not None and sample.mode != 'free':  # the drift of an own memory is no rounding
+        rounding = rounding_of(subject.module, sides[0], lambda: subject.tensors(sample, state, got))
+    if any(sides) and subject.spec is None:
+        rows += compare_named(*sides, subject.rtol, rounding=rounding, bars=subject.bars)
+    elif any(sides):
+        rows += compare_tensors(*sides, subject.spec, rounding, subject.bars)
+    return want, got, [*rows, *got.rows]
 
 
 def matched(
@@ -98,11 +101,37 @@ def matched(
 ) -> tuple[DetectionRow, ...]:
     """Match results title by title; `run` computes PyTorch's again, to find ties at its limits."""
     rows: list[DetectionRow] = []
-    pairs = None if run is None else task_module(subject.task, NEEDED_BY_LISTS)
+    task = task_module(subject.task)
+    if subject.module is None or not hasattr(task, 'pair_up'):  # of maps
+        run = None
     for index, (title, *sides) in enumerate(zip(titles, want, got, strict=True)):
-        tied = {} if run is None else dict(tied=_ties(subject, pairs, sides, run, index, bars))
-        rows.append(match(subject.task, title, *sides, subject.bars, **tied, **bars))
+        settings = dict(bars)
+        if run is not None:
+            settings['tied'] = _ties(subject, task, sides, run, index, bars)
+        row = match(subject.task, title, *sides, subject.bars, **settings)
+        is_rounded = run is not None and 'rounding' in inspect.signature(task.pair_up).parameters
+        if is_rounded and row.outside and not row.passed and not row.broken:
+            for rounding in _roundings(subject, task, sides[0], run, index):
+                row = match(subject.task, title, *sides, subject.bars, **settings, rounding=rounding)
+                if row.passed:
+                    break
+        rows.append(row)
     return tuple(rows)
+
+
+def _roundings(
+    subject: Subject, task: Any, expected: Any, run: Run, index: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield `rounding` of `matching.pair_lists`, with one more draw each time."""
+    largest: dict[str, np.ndarray] = {}
+    for drawn in draws_of(subject.module, lambda seed: run()[index], (None, *range(DRAWS))):
+        pairing = task.pair_up(expected, drawn)
+        rows = [*pairing.matched, *pairing.outside]
+        for title in pairing.gaps.keys() - {'score'}:
+            own = np.zeros(len(expected.scores))
+            own[rows] = ROUNDINGS * pairing.gaps[title]
+            largest[title] = np.maximum(largest.get(title, 0), own)
+        yield largest
 
 
 def _ties(
@@ -132,12 +161,14 @@ def explained(subject: Subject, case: Case, sample: Sample, got: Step, started: 
         except Exception as error:  # the user's code may need more than the file has
             notes = (*notes, f"your code does not accept the file's tensors: {one_line(error)[:200]}")
         else:
-            one_to_one = getattr(task_module(subject.task), 'ONE_TO_ONE', {})
-            substituted = matched(subject, sample.titles, want, got.results, started.results, **one_to_one)
-    bars = bbox2d.ONE_TO_ONE
-    for index, (title, sides) in enumerate(zip(sample.titles, started.between(), strict=False)):
-        tied = _ties(subject, bbox2d, sides, lambda: [pair[0] for pair in started.between()], index, bars)
-        inner.append(bbox2d.match_detections(f'proposals of {title}', *sides, tied=tied, **bars))
+            if None not in want:
+                bars = getattr(task_module(subject.task), 'ONE_TO_ONE', {})
+                substituted = matched(subject, sample.titles, want, got.results, started.results, **bars)
+    for index, (name, title, *sides) in enumerate(started.between()):
+        task = task_module(name)
+        bars = getattr(task, 'ONE_TO_ONE', {})
+        tied = _ties(subject, task, sides, lambda: [one[2] for one in started.between()], index, bars)
+        inner.append(task.match_detections(title, *sides, tied=tied, **bars))
     return dataclasses.replace(
         case,
         tensors=rows,

@@ -10,7 +10,7 @@ from mmdeploy_ext.base.cli import tracked
 from mmdeploy_ext.base.errors import one_line
 from mmdeploy_ext.engines.base import Clock, attempt
 from mmdeploy_ext.proving.explain import cosine_rows, explained, matched, tensor_rows
-from mmdeploy_ext.spec.comparison import compare_named, failed_row
+from mmdeploy_ext.spec.comparison import compare_named, failed_row, same_bits
 from mmdeploy_ext.spec.results import Case, failed_detections
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 
@@ -42,7 +42,7 @@ def compare(subject: Subject) -> tuple[list[Case], list[str], Clock]:
                 before = own.get(mode) if mode.startswith('free') else state
                 run = functools.partial(subject.got, sample, before)
                 got = attempt(functools.partial(clock.run, mode or 'file', run))
-                case = None if subject.is_drive else judge(subject, sample, want, got, state)
+                case = judge(subject, sample, want, got, state)
                 if index == subject.again and mode == subject.modes[0][0]:
                     kept = (entry, index, mode), want, got, case
                 if (case := subject.judged(sample, want, got, case)) is not None:
@@ -53,21 +53,21 @@ def compare(subject: Subject) -> tuple[list[Case], list[str], Clock]:
 
 
 def _reasons_of_another_run(
-    subject: Subject, given: Any, first: Step, first_got: Step | Exception, case: Case | None
+    subject: Subject, given: Any, first: Step, first_got: Step | Exception, case: Case
 ) -> list[str]:
-    if isinstance(first_got, Exception) or (case is not None and not case.passed):
+    if isinstance(first_got, Exception) or not case.passed:
         return []
     sample = dataclasses.replace(subject.sample(*given), mode=given[-1])
     again, got = subject.want(sample, None), attempt(lambda: subject.got(sample, None))
-    if case is None:
-        subject.ran_again(sample, (first, first_got), (again, got))
-        return []
     reasons = judge(subject, sample, again, got).failures[:1]
-    if first.probe and again.probe:
-        rows = compare_named(first.probe, again.probe, DEFAULT_RTOL)
-        empty = [name for name, array in first.probe.items() if not array.size]
+    sides = ('PyTorch', first, again), ('the file', first_got, got)
+    for side, one, other in sides if not isinstance(got, Exception) else sides[:1]:
+        if same_bits(one.probe, other.probe):
+            continue
+        rows = compare_named(one.probe, other.probe, DEFAULT_RTOL, bars=subject.bars)
+        empty = [name for name, array in one.probe.items() if not array.size]
         if names := [row.tensor for row in rows if not row.passed and row.tensor not in empty]:
-            reasons.append(f'outputs of {", ".join(names)}')
+            reasons.append(f'outputs of {", ".join(names)} of {side}')
     return [f'{AGAIN} (state that runs change): {reason}' for reason in reasons]
 
 
@@ -91,9 +91,10 @@ def judge(
         started, run = subject.on(sample, own), lambda: subject.results(sample, state)
     # first: a run in float64 changes the last step of a model
     case = explained(subject, case, sample, own, started)
-    rows = attempt(lambda: [*tensor_rows(subject, sample, want, got, state), *got.rows])
-    if isinstance(rows, Exception):
-        return _failed(subject, case, sample, want, rows)
+    compared = attempt(lambda: tensor_rows(subject, sample, want, got, state))
+    if isinstance(compared, Exception):
+        return _failed(subject, case, sample, want, compared)
+    want, got, rows = compared
     case = dataclasses.replace(case, tensors=(*rows, *case.tensors), counts={**want.counts, **own.counts})
     if error and has_results:
         return _failed(subject, case, sample, want, error)

@@ -410,11 +410,12 @@ class Pictures(Subject):
 
     def align(self, sample: Sample, want: Step, got: Step) -> Any:
         """Return the tensors of a form without results; rows of a top-k in one order."""
-        if not self.compares_values:
-            return {}, {}, ()
-        outputs = {name: got.tensors[name] for name in self.spec.output_names if name in got.tensors}
-        expected = self.tensors(sample, None, got, again=False)
-        return expected, sample.data.code.in_order(outputs), ()
+        expected, outputs = {}, {}
+        if self.compares_values:
+            expected = self.tensors(sample, None, got, again=False)
+            outputs = {name: got.tensors[name] for name in self.spec.output_names if name in got.tensors}
+            outputs = sample.data.code.in_order(outputs)
+        return dataclasses.replace(want, tensors=expected), dataclasses.replace(got, tensors=outputs), ()
 
     def tensors(self, sample: Sample, state: Any, got: Step, again: bool = True) -> Mapping[str, np.ndarray]:
         given, code, form = sample.data, sample.data.code, self.metadata.form
@@ -452,13 +453,17 @@ class Pictures(Subject):
                 given.run()  # code after the borders may refuse float64
             return {**at_borders(calls), **code.inner_tensors(tensors)[0]}
 
+        def between() -> list[tuple[str, str, Any, Any]]:
+            pairs = zip(sample.titles, code.inner_results(tensors, given.images), strict=False)
+            return [('bbox2d', f'proposals of {title}', *sides) for title, sides in pairs]
+
         borders, behind = at_borders(given.borders), code.inner_tensors(tensors)
         sides = {**borders, **behind[0]}, {**{name: got.inner[name] for name in borders}, **behind[1]}
         return Started(
             results if own else None,
             sides,
             again,
-            lambda: code.inner_results(tensors, given.images),
+            between,
             ranked,
             whole=(bool(sides[0]) or self.compares_values) and not code.unjudged(),
         )

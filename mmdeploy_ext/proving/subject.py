@@ -35,7 +35,7 @@ class Claims:
             such a file is not proven.
         timed: whether the verdict has times.
         strict: whether code outside the graph is a failure.
-        settings: per kind of samples: `picture_files` of images, `bars` of a drive,
+        settings: per kind of samples: `picture_files` of images, `length` of a drive,
             `ranges`, `max_voxels` and `node_list` of a backbone.
     """
 
@@ -80,6 +80,7 @@ class Step:
         beside: the same step on another engine, which alone gives `inner`; or its error.
         rows: promises that it breaks.
         counts: name of a limit -> largest count.
+        rounding: stored distances of `tensors` from float64.
         probe: values that two runs of PyTorch share.
         facts: what its subject needs of it.
     """
@@ -91,6 +92,7 @@ class Step:
     beside: Step | Exception | None = None
     rows: Sequence[TensorRow] = ()
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    rounding: Arrays = dataclasses.field(default_factory=dict)
     probe: Arrays = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -100,10 +102,10 @@ class Started:
     """What PyTorch computes from the file's own tensors: a proof of the parts behind them.
 
     Attributes:
-        results: returns the results of PyTorch's post-processing, per title.
+        results: returns the results of PyTorch's post-processing, per title; None: it has none.
         tensors: PyTorch's tensors and the file's.
         again: computes the former again.
-        between: returns pairs of PyTorch's and the file's results between the stages, per title.
+        between: returns task, title, PyTorch's and the file's results between or beside the stages.
         ranked: returns the results if only the order of queries is the file's.
         whole: all that it started from was compared itself.
         notes: what it could not do.
@@ -112,7 +114,7 @@ class Started:
     results: Callable[[], Sequence[Any]] | None = None
     tensors: tuple[Arrays, Arrays] = ({}, {})
     again: Callable[[], Arrays] = dict
-    between: Callable[[], Sequence[tuple[Any, Any]]] = list
+    between: Callable[[], Sequence[tuple[str, str, Any, Any]]] = list
     ranked: Callable[[], Sequence[Any] | None] = lambda: None
     whole: bool = True
     notes: Sequence[str] = ()
@@ -127,9 +129,8 @@ class Subject(abc.ABC):
         settings: thresholds and limits of the post-processing.
         module: PyTorch's, for runs in float64 and without limits; None: it cannot run again.
         modes: of each pass over the samples; in 'free...' the file has its own memory, else PyTorch's.
-        is_drive: it judges its steps itself, in `judged` and `ran_again`.
         given: what `sample` makes samples of, in order.
-        again: index of the one that runs again at the end.
+        again: index of the one that runs again at the end; -1: none, as of stored results.
         all_outputs: name of the row of a failed step without results.
     """
 
@@ -140,7 +141,6 @@ class Subject(abc.ABC):
     settings: Mapping[str, Any] = {}
     module: Any = None
     modes: Sequence[Sequence[str]] = (('',),)
-    is_drive = False
     given: Collection[Any] = ()
     again = 0
     all_outputs = 'all outputs'
@@ -165,9 +165,9 @@ class Subject(abc.ABC):
         """Start PyTorch from the file's tensors; None: it cannot."""
         return None
 
-    def align(self, sample: Sample, want: Step, got: Step) -> tuple[Arrays, Arrays, Sequence[TensorRow]]:
-        """Return both sides' tensors, with rows in one order, and judgements of what has no pair."""
-        return want.tensors, got.tensors, ()
+    def align(self, sample: Sample, want: Step, got: Step) -> tuple[Step, Step, Sequence[TensorRow]]:
+        """Return both steps as they are compared, rows in one order, and judgements of what has no pair."""
+        return want, got, ()
 
     def tensors(self, sample: Sample, state: Any, got: Step) -> Arrays:
         """Compute PyTorch's tensors of `align` again."""
@@ -184,10 +184,6 @@ class Subject(abc.ABC):
     def after(self, sample: Sample, want: Step, got: Step | Exception) -> Any:
         """Return the file's own memory for its next step."""
         return None if isinstance(got, Exception) else got.state
-
-    def ran_again(self, sample: Sample, first: Sequence[Step], second: Sequence[Step | Exception]) -> None:
-        """Judge the second run of both sides on a sample of a drive, from empty memories."""
-        raise NotImplementedError
 
 
 class Unread:

@@ -5,11 +5,14 @@ import types
 import numpy as np
 import pytest
 
-from mmdeploy_ext.proving.drive_run import SHORT_DRIVE, InstancePairing, Moment, PairRun
+from mmdeploy_ext.proving.drive_run import SHORT_DRIVE, InstancePairing
+from mmdeploy_ext.proving.subject import Step
+from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, StreamState
 from mmdeploy_ext.spec.memory import InstanceRows, MemorySpec
-from mmdeploy_ext.spec.results import DetectionRow
 from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, TensorSpec
+from proofs import run_pair
+from toy_stepper import Steps
 
 INSTANCES, KEPT, TIE = 8, 5, 2e-5
 SPEC = InstanceRows(
@@ -20,6 +23,7 @@ SPEC = InstanceRows(
     first_scores='first_scores',
     ids=('track', 'track', 'next'),
 )
+FOUND = Detections3D(np.ones((1, 9), np.float32), np.float32([0.9]), np.array([0]))
 CONFIDENCE = np.array([0.9, 0.8, 0.4, 0.3, 0.2, 0.95, 0.65, 0.64999])
 SWAPPED = np.array([0.9, 0.8, 0.4, 0.3, 0.2, 0.95, 0.649995, 0.65])
 FIRST = np.array([np.nan] * KEPT + [0.5, 0.4, 0.39999])
@@ -36,12 +40,12 @@ def side(
     outputs = dict(place=place[None], confidence=confidence[None], first_scores=FIRST[None])
     outputs['track'] = np.array([list(tracks)])
     state = dict(kept_place=place[None, kept], track=outputs['track'][:, kept], next=np.array([next_id]))
-    return StepResult(outputs, None), StreamState(state, np.eye(4), 0.0, '')
+    return StepResult(outputs, FOUND), StreamState(state, np.eye(4), 0.0, '')
 
 
 def follow(reference, candidate, pairing=None):
-    results, states = zip(reference, candidate, strict=True)
-    return (pairing or InstancePairing(SPEC)).follow(Moment(None, *results, *states), TIE, 1e-3)
+    steps = (Step(result.outputs, state=state) for result, state in (reference, candidate))
+    return (pairing or InstancePairing(SPEC)).follow(*steps, TIE, 1e-3)
 
 
 EXCHANGED = [0, 1, 2, 3, 4, 5, 7, 6]
@@ -135,14 +139,8 @@ def test_rows_of_each_kind_are_followed_by_themselves(second, passed):
     tensors = dict.fromkeys(('kept_place', 'kept_line', 'next'), exact)
     memory = MemorySpec(tensors=tensors, needed=('place', 'line'), instances=(SPEC, LINES))
     outputs = tuple(TensorSpec(name, 'float32', (1, 'n', 2), groups=(exact,)) for name in ('place', 'line'))
-    results, states = zip(reference, candidate, strict=True)
-
-    def match(*unused, **bars):
-        return DetectionRow('a', 10, 10, 0, 0, 1.0, 0.0, True)
-
-    run = PairRun('teacher', GraphSpec('', (), outputs), SHORT_DRIVE, memory, match)
-    for _ in range(2):
-        run.add(Moment(FRAME, *results, *states))
-    row = run.finish()
+    sides = (Steps([result], state) for result, state in (reference, candidate))
+    settings = dict(memory=memory, length=SHORT_DRIVE)
+    row = run_pair(*sides, [FRAME] * 2, GraphSpec('', (), outputs), 'teacher', **settings)
     assert (not row.reasons) is passed, row.reasons
     assert row.ties

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mmdeploy_ext.cli import proof
 from mmdeploy_ext.families.synthetic.drive import SyntheticDrive
-from mmdeploy_ext.proving.drive_run import DriveBars
+from mmdeploy_ext.proving.drive_run import DriveLength
 from mmdeploy_ext.proving.views import report
 from mmdeploy_ext.proving.views.table import next_command, print_verdict
 from mmdeploy_ext.runtime.detections import Detections
@@ -127,7 +127,7 @@ def test_a_task_that_cannot_draw_takes_neither_the_verdict_nor_leaves_an_older_p
 def test_the_page_of_a_drive_has_the_json_of_its_series(tmp_path):
     frames = SyntheticDrive(frames=12, size=(8, 24), cameras=6)
     candidates = {mode: ToyStepper() for mode in ('teacher', 'free')}
-    rows = run_modes(ToyStepper(), candidates, frames, STREAM, memory=MEMORY, bars=DriveBars(frames=12))
+    rows = run_modes(ToyStepper(), candidates, frames, STREAM, memory=MEMORY, length=DriveLength(frames=12))
     verdict = Verdict(dict(file='folder', task='bbox3d'))
     Results([GraphResult('head', 30, True)], sequence=list(rows.values())).add_to(verdict)
     frame = next(iter(frames))

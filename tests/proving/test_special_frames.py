@@ -12,7 +12,7 @@ from mmdeploy_ext.families.synthetic.moments import (
     changed_drive,
 )
 from mmdeploy_ext.proving.drive import SPECIAL, special_frames, with_moment
-from mmdeploy_ext.proving.drive_run import DriveBars, Drives
+from mmdeploy_ext.proving.drive_run import Drives
 from mmdeploy_ext.proving.frames import best_scores_row
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.detections3d import Detections3D
@@ -63,5 +63,5 @@ class Blind(ToyStepper):
 def test_a_file_that_fails_on_a_special_frame_is_not_proven_though_nothing_is_found(candidate, reasons):
     (frame,) = SyntheticDrive(1, (32, 64))
     drives_of = functools.partial(Drives, ToyStepper(logit=-99), spec=SPEC, memory=MEMORY)
-    (case,), found = special_frames(changed_drive(frame), candidate, drives_of, DriveBars(), '')
+    (case,), found = special_frames(changed_drive(frame), candidate, drives_of, '')
     assert case.name == SPECIAL and bool(found) == reasons, found

@@ -5,22 +5,25 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
-from mmdeploy_ext.proving import drive_run
-from mmdeploy_ext.proving.drive_run import MODES, SHORT_DRIVE, Drives, Moment, PairRun
-from mmdeploy_ext.proving.loop import compare
+from mmdeploy_ext.proving import explain
+from mmdeploy_ext.proving.drive_run import MODES, SHORT_DRIVE
 from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
-from mmdeploy_ext.runtime.tasks import driving
 from mmdeploy_ext.spec.memory import MemorySpec
 from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, TensorSpec
+from proofs import run_pair
+from toy_stepper import Steps
 
 STEPS, CLASSES = (
     TensorSpec(name, 'float32', (1, 'n', 2), groups=(ColumnGroup(rtol=0.0, atol=1e-3),))
     for name in ('steps', 'classes')
 )
+SPEC = GraphSpec('', (), (STEPS, CLASSES))
 MEMORY = MemorySpec(needed=('steps', 'classes'), decided=('steps',))
 STATE = StreamState({}, np.eye(4), 0.0, '')
+SETTINGS = dict(memory=MEMORY, length=SHORT_DRIVE, task='driving')
 FRAME = Frame(np.zeros(0), np.zeros(0), np.zeros(0), np.eye(4), 0.0, '')
 SCENE = DrivingScene(
     np.float32([[0, 10, 0, 2, 4, 2, 0, 0, 0]]),
@@ -69,24 +72,7 @@ def test_one_frame_has_to_be_decided():
 
 
 def judged(mode, reference, candidate):
-    run = PairRun(mode, GraphSpec('', (), (STEPS, CLASSES)), SHORT_DRIVE, MEMORY, driving.match_detections)
-    for sides in zip(reference, candidate, strict=True):
-        run.add(Moment(FRAME, *sides, STATE, STATE))
-    return run.finish()
-
-
-class Steps:
-    """A side that gives the same result of every frame."""
-
-    def __init__(self, step):
-        self.given, self.state = step, None
-
-    def reset(self):
-        self.state = None
-
-    def step(self, frame):
-        self.state = STATE
-        return self.given
+    return run_pair(Steps(reference, STATE), Steps(candidate, STATE), [FRAME] * 2, SPEC, mode, **SETTINGS)
 
 
 @pytest.mark.parametrize('mode', MODES)
@@ -100,13 +86,10 @@ class Steps:
 )
 def test_a_trajectory_differs_as_far_as_pytorchs_own_rounding_and_is_named(mode, moved_m, rounding_m, passed):
     float64 = result(moved=rounding_m).detections
-    spec, got = GraphSpec('', (), (STEPS, CLASSES)), result()
-    got = dataclasses.replace(got, detections=result(moved=moved_m).detections)
-    settings = dict(memory=MEMORY, bars=SHORT_DRIVE, task='driving', frames=[FRAME] * 2, module='its')
-    drives = Drives(Steps(result()), {mode: Steps(got)}, spec, **settings)
-    with mock.patch.object(drive_run, 'draws_of', lambda *_: iter([float64])):
-        compare(drives)
-    row = drives.finish()[mode]
+    got = dataclasses.replace(result(), detections=result(moved=moved_m).detections)
+    sides = Steps([result()], STATE), Steps([got], STATE)
+    with mock.patch.object(explain, 'draws_of', lambda *_: iter([float64])):
+        row = run_pair(*sides, [FRAME] * 2, SPEC, mode, module=torch.nn.Identity(), **SETTINGS)
     assert (not row.reasons) is passed, row.reasons
     (named,) = row.reasons or {line.partition(': ')[2] for line in row.excused}
     assert 'class 0' in named and 'trajectory' in named

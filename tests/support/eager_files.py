@@ -64,7 +64,7 @@ def eager_row(
         runner = contract.runner([str(folder / f'{name}.onnx') for name in graphs], {})
     spec = output_spec(list(all_metadata.values()), contract.runner_outputs(model, chosen))
     memory = family.memory_spec(runner.metadata.postprocess)
-    settings = dict(memory=memory, bars=SHORT_DRIVE, task=family.task)
+    settings = dict(memory=memory, length=SHORT_DRIVE, task=family.task)
     row = run_pair(contract.reference(model), runner, frames, spec, 'teacher', **settings)
     return row, {name: graph.spec for name, graph in graphs.items()}
 

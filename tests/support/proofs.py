@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -192,8 +193,10 @@ def run_modes(
 ) -> dict[str, SequenceRow]:
     """Run the reference once over a drive, and beside it one candidate per mode; see `Drives`."""
     drives = Drives(reference, candidates, spec, frames=[*frames], **settings)
-    compare(drives)
-    return drives.finish()
+    _, again, _ = compare(drives)
+    rows = drives.finish()
+    reasons = {mode: (*row.reasons, *(again if mode == 'teacher' else ())) for mode, row in rows.items()}
+    return {mode: dataclasses.replace(row, reasons=reasons[mode]) for mode, row in rows.items()}
 
 
 def run_far(
@@ -214,4 +217,4 @@ def drive_row(detector: Any, paths: Any, frames: Iterable[Frame]) -> SequenceRow
     computed, family = [read_metadata(path) for path in paths], detector.family
     steppers = family.reference(detector.model), family.runner(paths, dict(threads=1))
     memory = family.memory_spec(computed[-1].postprocess)
-    return run_pair(*steppers, frames, output_spec(computed), memory=memory, bars=SHORT_DRIVE)
+    return run_pair(*steppers, frames, output_spec(computed), memory=memory, length=SHORT_DRIVE)

@@ -38,7 +38,7 @@ def rows(detector: Any, paths: Sequence[str], frames: Sequence[Frame]) -> Callab
     """Return a function that runs the files beside PyTorch over frames."""
     replay, runner = Replay(detector, frames), detector.family.runner(paths, dict(threads=1))
     computed = [read_metadata(path) for path in paths]
-    settings = dict(memory=detector.family.memory_spec(computed[-1].postprocess), bars=SHORT_DRIVE)
+    settings = dict(memory=detector.family.memory_spec(computed[-1].postprocess), length=SHORT_DRIVE)
     settings['task'] = detector.family.task
     return lambda: run_pair(replay, runner, frames, output_spec(computed), **settings)
 

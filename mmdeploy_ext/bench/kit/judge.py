@@ -14,22 +14,24 @@ from mmdeploy_ext.base.errors import DataError, UsageError, on_inputs, one_line,
 from mmdeploy_ext.base.files import will_read
 from mmdeploy_ext.base.typed_json import parse_json
 from mmdeploy_ext.bench.kit.contents import KIT_HASH, KitCase, KitGraph, name_of_stem, read_manifest
-from mmdeploy_ext.engines.base import FAILURES
-from mmdeploy_ext.proving.drive_run import MODES, Moment, PairRun, bars_of_task, default_bars
+from mmdeploy_ext.engines.base import attempt
+from mmdeploy_ext.proving.drive_run import MODES, SHORT_DRIVE, Drives
+from mmdeploy_ext.proving.explain import matched
+from mmdeploy_ext.proving.loop import compare
+from mmdeploy_ext.proving.subject import Sample, Step, Subject
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
-from mmdeploy_ext.runtime.tasks import match, task_module
-from mmdeploy_ext.spec import results
-from mmdeploy_ext.spec.comparison import compare_tensors, failed_row, order_rows
-from mmdeploy_ext.spec.matching import in_order_of, lone_low_results
+from mmdeploy_ext.spec.comparison import failed_row, order_rows
+from mmdeploy_ext.spec.matching import LOW, in_order_of, lone_low_results
 from mmdeploy_ext.spec.memory import MemorySpec
-from mmdeploy_ext.spec.results import accept_rate
+from mmdeploy_ext.spec.results import Case, accept_rate, bars_of
 from mmdeploy_ext.spec.verdict import EQUAL, NOTHING_COMPARED, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.bench.kit.contents import ChainedFrame, Manifest, StoredCase
+    from mmdeploy_ext.bench.kit.contents import Manifest, StoredCase
+    from mmdeploy_ext.proving.drive_run import DriveRun
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.results import SequenceRow, TensorRow
     from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
@@ -94,67 +96,6 @@ def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
             'factors would explain: check for TF32 or float16'
         )
     return ''
-
-
-# Judges the frames of a model with a memory, as level 4 of a proof does.
-
-
-NOTHING = np.zeros(0, np.float32)
-LARGEST_DRIFT = 100.0
-"""Tolerances by which a free-running float32 memory may be off after a reset: rounding adds up."""
-
-
-class DriveJudge:
-    """Judges the frames of each mode, 'teacher' and 'free', as a drive."""
-
-    def __init__(self, manifest: Manifest, graph: KitGraph, precision: str) -> None:
-        self.graph, self.memory = graph, MemorySpec.from_json(manifest.memory)
-        tensors = self.memory.tensors.items()
-        of_outputs = {name: group for name, group in tensors if name in self.memory.outputs}
-        self.memory = dataclasses.replace(self.memory, tensors=of_outputs)  # the rest follows from the frame
-        if precision != 'fp32':
-            self.memory = self.memory.judged_by(graph.spec)
-        bars = bars_of_task(manifest.task, default_bars(precision))
-        match = task_module(manifest.task).match_detections
-        self.runs = {mode: PairRun(mode, graph.spec, bars, self.memory, match) for mode in MODES}
-
-    def add(self, mode: str, frame: ChainedFrame, case: KitCase, arrays: Mapping[str, np.ndarray]) -> None:
-        """Judge one frame of a mode; frames come in order.
-
-        `case` is the case of the last file; `arrays` are all of the engine's outputs of it.
-        """
-        run, metadata = self.runs[mode], self.graph.metadata
-        pose, moment = np.asarray(frame.ego_pose, np.float64), (frame.timestamp_s, frame.scene)
-        name = f'frame {frame.name} ({frame.title})'
-        try:
-            boxes = runtime_of(metadata.family).boxes_of_outputs(metadata, arrays)
-        except FAILURES as error:
-            run.faults[f'no results: {one_line(error)[:200]}'].append(name)
-            return
-        of_memory, outputs, states = {source for source, _ in self.graph.spec.state}, [], []
-        for tensors, detections in ((case.tensors, case.results[0]), (arrays, boxes)):
-            results = {name: array for name, array in tensors.items() if name not in of_memory}
-            memory = {name: tensors[output] for name, output in self.memory.outputs.items()}
-            outputs.append(StepResult(results, detections, frame.reset))
-            states.append(StreamState(memory, pose, *moment))
-        run.add(Moment(Frame(NOTHING, NOTHING, NOTHING, pose, *moment, name), *outputs, *states))
-
-    def finish(self) -> list[SequenceRow]:
-        """Judgements of the modes that ran, 'teacher' first."""
-        if self.runs['free'].bars.cosine is None:
-            self._add_drift(self.runs['free'])
-        return [run.finish() for run in self.runs.values() if run.series['name'] or run.faults]
-
-    def _add_drift(self, run: PairRun) -> None:
-        names, ties, limit = run.series['name'], run.series['ties'], 1.0
-        for index, was_reset in enumerate(run.series['reset']):
-            limit = 1.0 if was_reset else max(limit, LARGEST_DRIFT)
-            limit = np.inf if ties[index] else limit
-            for tensor, ratios in run.series['ratios'].items():
-                ratio = ratios[index] if index < len(ratios) else None
-                if tensor.startswith('memory ') and ratio is not None and ratio > limit:
-                    fault = f'the {tensor} differs from the one that PyTorch passes to the next frame'
-                    run.faults[fault].append(f'{names[index]} ({ratio:.3g} times its tolerance)')
 
 
 # Reads an engine's outputs of the cases of a kit, in the formats of engines' tools.
@@ -293,92 +234,184 @@ def judge(kit: str | Path, outputs: str | Path, *, told: str = '', precision: st
     """
     if precision not in (None, *PRECISIONS):
         raise UsageError(f'precision={precision!r}: expected one of {", ".join(PRECISIONS)}')
-    return _Judge(Path(kit), Path(outputs), told, precision).judge()
+    kit, outputs = Path(kit), Path(outputs)
+    subject = Kit(kit, outputs, precision)
+    manifest, frames = subject.manifest, subject.manifest.frames
+    is_named = check_kit(outputs, manifest.kit_sha256)
+    runs = [*subject.cases, *(frame.outputs for frame in frames)]
+    if not any(has_outputs(outputs, run) for run in runs):
+        raise DataError(
+            f'{outputs}: has no outputs for any input of the kit; expected {runs[0]}.npz or '
+            f'{runs[0]}/NAME.bin and so on, as the programs in {kit} write them'
+        )
+    is_chained = any(has_outputs(outputs, frame.outputs) for frame in frames)
+    of_drive = {frame.last_case for frame in frames} if manifest.memory else set()
+    subject.given = [(name, name) for name in subject.cases if name not in of_drive]
+    if is_chained and not manifest.memory:
+        subject.given += [(frame.last_case, frame.outputs) for frame in frames]
+    facts = dict(told=told, precision=subject.precision, ran='', inputs=len(subject.cases))
+    verdict = Verdict(facts | dict(frames=len(frames) if is_chained else 0), claim=EQUAL)
+    verdict.notes += notes_on(manifest, is_named, is_chained)
+    cases, sequences = compare(subject)[0], []
+    for mode in (MODES if is_chained else MODES[:1]) if manifest.memory else ():
+        row, unread = subject.drive(mode)
+        cases += unread
+        sequences += [row] if row.frames or row.reasons else []
+    cases, reason = accept_rate(cases, subject.bars)
+    verdict.add_failures(filter(None, [reason]))
+    rows = [row for case in cases for row in case.detections]
+    if subject.bars.is_float32:
+        low, alone = (sum(getattr(row, key) for row in rows) for key in LOW)
+        verdict.add_failures(lone_low_results(low, alone))
+    verdict.add_outputs(cases, sequences)
+    has_values = any(row.matched for row in rows) or any(row.tensors for row in (*cases, *sequences))
+    if verdict.passed and not has_values:
+        verdict.add_failures([f'{NOTHING_COMPARED}: PyTorch finds nothing in these inputs'])
+    return verdict
 
 
-class _Judge:
-    def __init__(self, kit: Path, outputs: Path, told: str, precision: str | None) -> None:
-        self.kit, self.outputs, self.manifest = kit, outputs, read_manifest(kit)
+def notes_on(manifest: Manifest, is_named: bool, is_chained: bool) -> Iterator[str]:
+    if not is_named:
+        yield 'the outputs have no kit.txt, so it is not certain that they belong to this kit'
+    if manifest.teacher_forced:
+        yield (
+            "the memory is updated outside of the files: every frame ran on PyTorch's memory, so "
+            'neither drift nor the code that updates it was tested'
+        )
+    if manifest.frames and not is_chained:
+        first = manifest.frames[0].outputs
+        yield f'{len(manifest.frames)} frames in sequence: no {first} and so on; not tested'
+
+
+class Kit(Subject):
+    """PyTorch's results in a kit, and an engine's outputs in a folder; `given`: cases and names of runs."""
+
+    again = -1
+
+    def __init__(self, folder: Path, outputs: Path, precision: str | None) -> None:
+        self.folder, self.outputs, self.manifest = folder, outputs, read_manifest(folder)
         if not outputs.is_dir():
             got = 'is a file' if outputs.exists() else 'no such folder'
             raise DataError(f'{outputs}: {got}; expected the folder that the engine wrote outputs to')
-        is_named = check_kit(outputs, self.manifest.kit_sha256)
         self.graphs = {entry.name: KitGraph.from_json(entry) for entry in self.manifest.graphs}
         self.cases = {entry.name: entry for entry in self.manifest.cases}
         precisions = [graph.metadata.precision for graph in self.graphs.values() if graph.metadata]
         of_files = next((name for name in precisions if name != 'fp32'), 'fp32')
         # a file for libspconv has no precision in its metadata
-        of_files = self.manifest.precision or of_files
-        subject = dict(told=told, precision=precision or of_files, ran='', inputs=len(self.cases), frames=0)
-        self.verdict = Verdict(subject, claim=EQUAL)
-        self.bars = self.verdict.bars
-        if not is_named:
-            self.verdict.notes.append(
-                'the outputs have no kit.txt, so it is not certain that they belong to this kit'
-            )
-        if self.manifest.teacher_forced:
-            self.verdict.notes.append(
-                "the memory is updated outside of the files: every frame ran on PyTorch's memory, so "
-                'neither drift nor the code that updates it was tested'
-            )
+        self.precision = precision or self.manifest.precision or of_files
+        self.bars, self.task = bars_of(self.precision), self.manifest.task or ''
 
-    def judge(self) -> Verdict:
-        verdict, frames = self.verdict, [*self.manifest.frames]
-        runs = [*self.cases, *(frame.outputs for frame in frames)]
-        if not any(has_outputs(self.outputs, run) for run in runs):
-            raise DataError(
-                f'{self.outputs}: has no outputs for any input of the kit; expected {runs[0]}.npz or '
-                f'{runs[0]}/NAME.bin and so on, as the programs in {self.kit} write them'
-            )
-        is_chained = any(has_outputs(self.outputs, frame.outputs) for frame in frames)
-        if frames and not is_chained:
-            verdict.notes.append(
-                f'{len(frames)} frames in sequence: no {frames[0].outputs} and so on; not tested'
-            )
-        has_memory = self.manifest.memory is not None
-        of_drive = {frame.last_case for frame in frames} if has_memory else set()
-        cases = [self._judge(self.cases[name], name) for name in self.cases if name not in of_drive]
-        sequences: list[results.SequenceRow] = []
-        if is_chained:
-            verdict.subject['frames'] = len(frames)
-        if has_memory:
-            sequences = self._judge_drive(frames, is_chained, cases)
-        elif is_chained:
-            cases += [self._judge(self.cases[frame.last_case], frame.outputs) for frame in frames]
-        cases, reason = accept_rate(cases, self.bars)
-        verdict.add_failures(filter(None, [reason]))
-        rows = [row for case in cases for row in case.detections]
-        if self.bars.is_float32:
-            verdict.add_failures(
-                lone_low_results(sum(row.low for row in rows), sum(row.low_alone for row in rows))
-            )
-        verdict.add_outputs(cases, sequences)
-        has_values = any(row.matched for row in rows) or any(row.tensors for row in (*cases, *sequences))
-        if verdict.passed and not has_values:
-            verdict.add_failures([f'{NOTHING_COMPARED}: PyTorch finds nothing in these inputs'])
-        return verdict
+    def sample(self, entry: tuple[str, str], index: int, mode: str) -> Sample:
+        name, run = entry
+        stored = self.cases[name]
+        metadata = self.graphs[stored.graph].metadata
+        case = KitCase.read(self.folder, stored, metadata.family if metadata else '')
+        return Sample(f'{run} {case.title}', (case, run), titles=case.images)
 
-    def _judge_drive(
-        self, frames: list[ChainedFrame], is_chained: bool, cases: list[results.Case]
-    ) -> list[results.SequenceRow]:
-        """Return the modes that ran; `cases` get outputs of a wrong form."""
-        last = list(self.graphs.values())[-1]
-        drive = DriveJudge(self.manifest, last, self.verdict.precision)
-        for mode in ('teacher', 'free') if is_chained else ('teacher',):
-            for frame in frames:
-                entry = self.cases[frame.last_case]
-                name = entry.name if mode == 'teacher' else frame.outputs
-                case = self._case(entry)
-                arrays, rows = self._read(entry, name)
-                if rows:
-                    cases.append(results.Case(f'{name} {case.title}', '', False, tuple(rows)))
-                else:
-                    drive.add(mode, frame, case, arrays)
-        return drive.finish()
+    def want(self, sample: Sample, state: Any) -> Step:
+        case, _ = sample.data
+        return Step(case.tensors, case.results or None, rounding=case.rounding)
 
-    def _case(self, entry: StoredCase) -> KitCase:
-        metadata = self.graphs[entry.graph].metadata
-        return KitCase.read(self.kit, entry, metadata.family if metadata else '')
+    def got(self, sample: Sample, state: Any) -> Step:
+        """Read a run, and decode its outputs; nothing of unreadable ones is compared."""
+        case, run = sample.data
+        metadata = self.graphs[case.graph].metadata
+        arrays, rows = self._read(self.cases[case.name], run)
+        if not case.tensors and not case.results:
+            rows.append(failed_row('all outputs', 'the kit has no PyTorch results to compare with'))
+        if rows or not case.results:
+            return Step({} if rows else arrays, rows=rows)
+        results = attempt(lambda: self._results(case, arrays))
+        return Step(arrays, results, rows=promised_rows(metadata, arrays))
+
+    def _results(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> Sequence[Any]:
+        metadata = self.graphs[case.graph].metadata
+        runtime = runtime_of(metadata.family)
+        if hasattr(runtime, 'boxes_of_outputs'):
+            results = [runtime.boxes_of_outputs(metadata, arrays)]
+        else:
+            feeds = metadata.spec.normalised({**case.inputs, **case.beside})
+            results = results_of(metadata.family, metadata, arrays, feeds)
+        if len(results) != len(case.results):
+            raise DataError(f'got results of {len(results)} images, expected {len(case.results)}')
+        return results
+
+    def align(self, sample: Sample, want: Step, got: Step) -> tuple[Step, Step, Sequence[TensorRow]]:
+        """Order common rows; leave out outputs without a value on both sides, which show nothing."""
+        spec, arrays = self.graphs[sample.data[0].graph].spec, got.tensors
+        names = want.tensors.keys() if arrays else set()
+        if names and self.manifest.rows:
+            arrays = in_order_of(want.tensors, arrays, self.manifest.rows, self.manifest.tolerance)
+        empty = {n for n in names if not want.tensors[n].size and arrays[n].shape == want.tensors[n].shape}
+        outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in empty)
+        self.spec = dataclasses.replace(spec, outputs=outputs)
+        want, got = (
+            dataclasses.replace(step, tensors={n: side[n] for n in side if n in names and n not in empty})
+            for step, side in ((want, want.tensors), (got, arrays))
+        )
+        return want, got, ()
+
+    def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case:
+        """Say what may have happened to outputs; of wrong tensors no results are matched."""
+        if isinstance(got, Exception):
+            return case
+        rows = tuple(_explained(row, want.tensors, got.tensors) for row in case.tensors)
+        case = dataclasses.replace(case, tensors=rows)
+        if any(not row.passed and row not in got.rows for row in rows):
+            return dataclasses.replace(case, detections=())
+        failed = [row for row in case.detections if not row.passed]
+        results = got.results if isinstance(got.results, list | tuple) and failed else ()
+        for images in itertools.permutations(results) if 2 <= len(results) <= MOST_IMAGES else ():
+            if all(row.passed for row in matched(self, sample.titles, want.results, images)):
+                reason = 'the images of the batch are exchanged'
+                wrong = (
+                    dataclasses.replace(row, reason=f'{row.reason}; {reason}') for row in case.detections
+                )
+                return dataclasses.replace(case, detections=tuple(wrong))
+        return case
+
+    def drive(self, mode: str) -> tuple[SequenceRow, list[Case]]:
+        """Judge the frames of one mode as a drive; return it, and cases of outputs of a wrong form."""
+        graph, memory = [*self.graphs.values()][-1], MemorySpec.from_json(self.manifest.memory)
+        of_outputs = {name: group for name, group in memory.tensors.items() if name in memory.outputs}
+        memory = dataclasses.replace(memory, tensors=of_outputs)  # the rest follows from the frame
+        if not self.bars.is_float32:
+            memory = memory.judged_by(graph.spec)
+        of_memory = {source for source, _ in graph.spec.state}
+        frames, sides, cases = [], (StoredFrames(), StoredFrames()), []
+        for entry in self.manifest.frames:
+            run = entry.last_case if mode == 'teacher' else entry.outputs
+            sample = self.sample((entry.last_case, run), 0, mode)
+            want, got = self.want(sample, None), self.got(sample, None)
+            rows = [row for row in got.rows if got.results is None]
+            if isinstance(got.results, Exception):
+                rows.append(failed_row('all outputs', f'no results: {one_line(got.results)[:200]}'))
+            if rows:
+                cases.append(Case(sample.name, '', False, tuple(rows)))
+                continue
+            pose = np.asarray(entry.ego_pose, np.float64)
+            moment = pose, entry.timestamp_s, entry.scene
+            name = f'frame {entry.name} ({entry.title})'
+            frames.append(Frame(NOTHING, NOTHING, NOTHING, *moment, name))
+            for side, step in zip(sides, (want, got), strict=True):
+                outputs = {n: array for n, array in step.tensors.items() if n not in of_memory}
+                state = StreamState({n: step.tensors[o] for n, o in memory.outputs.items()}, *moment)
+                side.results[name] = StepResult(outputs, step.results[0], entry.reset), state
+        drive = Drives(
+            sides[0],
+            {mode: sides[1]},
+            graph.spec,
+            memory=memory,
+            length=SHORT_DRIVE,
+            bars=self.bars,
+            task=self.task,
+            frames=frames,
+            stored=True,
+        )
+        compare(drive)
+        if mode == 'free' and self.bars.is_float32:
+            add_drift(drive.runs[mode])
+        return drive.finish()[mode], cases
 
     def _read(self, entry: StoredCase, name: str) -> tuple[dict[str, np.ndarray], list[TensorRow]]:
         spec = self.graphs[entry.graph].spec
@@ -410,61 +443,38 @@ class _Judge:
             outputs[output] = array
         return outputs, rows
 
-    def _judge(self, entry: StoredCase, name: str) -> results.Case:
-        case = self._case(entry)
-        arrays, rows = self._read(entry, name)
-        if case.tensors:
-            rows = rows or self._compare(case, arrays)
-            rows = [_explained(row, case.tensors, arrays) for row in rows]
-        elif not case.results:
-            rows.append(failed_row('all outputs', 'the kit has no PyTorch results to compare with'))
-        detections: tuple[results.DetectionRow, ...] = ()
-        if case.results and all(row.passed for row in rows):
-            detections = self._match(case, arrays)
-            rows += promised_rows(self.graphs[case.graph].metadata, arrays)
-        return results.Case(f'{name} {case.title}', '', False, tuple(rows), detections)
 
-    def _compare(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> list[TensorRow]:
-        spec = self.graphs[case.graph].spec
-        if ordered := self.manifest.rows:
-            arrays = in_order_of(case.tensors, arrays, ordered, self.manifest.tolerance)
-        # outputs without a value on both sides are equal, but show nothing
-        empty = {n for n, a in case.tensors.items() if not a.size and arrays[n].shape == a.shape}
-        sides = ({n: side[n] for n in case.tensors if n not in empty} for side in (case.tensors, arrays))
-        outputs = tuple(tensor for tensor in spec.outputs if tensor.name not in empty)
-        spec = dataclasses.replace(spec, outputs=outputs)
-        return compare_tensors(*sides, spec, lambda _: case.rounding, self.bars)
+class StoredFrames:
+    """A stepper that returns stored results; `results` has the result and the memory of each frame."""
 
-    def _match(self, case: KitCase, arrays: Mapping[str, np.ndarray]) -> tuple[results.DetectionRow, ...]:
-        metadata, task = self.graphs[case.graph].metadata, self.manifest.task
-        runtime = runtime_of(metadata.family)
-        try:
-            if hasattr(runtime, 'boxes_of_outputs'):
-                candidates = [runtime.boxes_of_outputs(metadata, arrays)]
-            else:
-                feeds = metadata.spec.normalised({**case.inputs, **case.beside})
-                candidates = results_of(metadata.family, metadata, arrays, feeds)
-            if len(candidates) != len(case.results):
-                raise DataError(f'got results of {len(candidates)} images, expected {len(case.results)}')
+    def __init__(self) -> None:
+        self.results: dict[str, tuple[StepResult, StreamState]] = {}
+        self.state: StreamState | None = None
 
-            def matched(images: list[Any]) -> tuple[results.DetectionRow, ...]:
-                sides = zip(case.images, case.results, images, strict=True)
-                return tuple(match(task, *side, self.bars) for side in sides)
+    def reset(self) -> None:
+        self.state = None
 
-            rows = matched(candidates)
-            is_wrong = 2 <= len(rows) <= MOST_IMAGES and not all(row.passed for row in rows)
-            for images in itertools.permutations(candidates) if is_wrong else ():
-                if all(row.passed for row in matched(list(images))):
-                    reason = 'the images of the batch are exchanged'
-                    return tuple(dataclasses.replace(row, reason=f'{row.reason}; {reason}') for row in rows)
-            return rows
-        except FAILURES as error:
-            reason = f'no results: {one_line(error)[:200]}'
-            counts = [(title, len(image)) for title, image in zip(case.images, case.results, strict=True)]
-            return tuple(
-                results.DetectionRow(title, count, 0, count, 0, 0.0, 1.0, False, reason, broken=True)
-                for title, count in counts
-            )
+    def step(self, frame: Frame) -> StepResult:
+        result, self.state = self.results[frame.name]
+        return result
+
+
+NOTHING = np.zeros(0, np.float32)
+LARGEST_DRIFT = 100.0
+"""Tolerances by which a free-running float32 memory may be off after a reset: rounding adds up."""
+
+
+def add_drift(run: DriveRun) -> None:
+    """Fail a free memory that is off by more than rounding adds up to."""
+    names, ties, limit = run.series['name'], run.series['ties'], 1.0
+    for index, was_reset in enumerate(run.series['reset']):
+        limit = 1.0 if was_reset else max(limit, LARGEST_DRIFT)
+        limit = np.inf if ties[index] else limit
+        for tensor, ratios in run.series['ratios'].items():
+            ratio = ratios[index] if index < len(ratios) else None
+            if tensor.startswith('memory ') and ratio is not None and ratio > limit:
+                fault = f'the {tensor} differs from the one that PyTorch passes to the next frame'
+                run.faults[fault].append(f'{names[index]} ({ratio:.3g} times its tolerance)')
 
 
 def _explained(

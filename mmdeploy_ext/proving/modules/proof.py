@@ -702,7 +702,11 @@ class ModuleProof(Subject):
                 outputs[name][at] = reference[name][at]
                 left_out |= {name} if at.all() else set()
                 self.not_compared(f'{sample.name}: {int(at.sum())} of {at.size} entries of {name}: {reason}')
-        return *({n: side[n] for n in side if n not in left_out} for side in (reference, outputs)), ()
+        want, got = (
+            dataclasses.replace(step, tensors={n: side[n] for n in side if n not in left_out})
+            for step, side in ((want, reference), (got, outputs))
+        )
+        return want, got, ()
 
     def conclude(self, generate: bool = True) -> Verdict:
         """Judge the samples and generated inputs, and locate the first difference; call it once."""

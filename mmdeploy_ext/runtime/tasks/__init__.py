@@ -19,8 +19,6 @@ NAMES = 'bbox2d', 'bbox3d', 'boxed_mask', 'driving', 'mask', 'occupancy', 'panop
 TASKS = {name: f'{__name__}.{name}' for name in NAMES}
 NEEDED = ('match_detections', 'fit_pair', 'draw_pair', 'RESULTS', 'PLACE')
 """Required names of a task module."""
-NEEDED_BY_LISTS = (*NEEDED, 'pair_up')
-"""Names for tasks with lists."""
 NEEDED_BY_HALF = ('half_bars', 'half_text')
 """Further names for proofs of float16 and INT8 files."""
 

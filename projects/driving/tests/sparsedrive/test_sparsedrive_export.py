@@ -124,7 +124,7 @@ def row_of_live(detector, paths):
     """Return a function that runs the files beside PyTorch over one frame, and decodes made outputs too."""
     family, computed = detector.family, [read_metadata(path) for path in paths]
     memory = family.memory_spec(computed[-1].postprocess)
-    settings = dict(memory=memory, bars=dataclasses.replace(SHORT_DRIVE, frames=1), task=family.task)
+    settings = dict(memory=memory, length=dataclasses.replace(SHORT_DRIVE, frames=1), task=family.task)
     frames, runner = frames_of_faults(detector)[:1], family.runner(paths, dict(threads=1))
     reference = family.reference(detector.model)
     return lambda: run_pair(reference, runner, frames, output_spec(computed), 'teacher', **settings)

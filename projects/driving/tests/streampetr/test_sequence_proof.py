@@ -9,7 +9,7 @@ import pytest
 import toy_streampetr_deploy as toy
 from mm2onnx_driving.streampetr import runtime as stream
 from mmdeploy_ext.proving.drive import SPECIAL, NearOrigin
-from mmdeploy_ext.proving.drive_run import DriveBars
+from mmdeploy_ext.proving.drive_run import DriveLength
 from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.spec.metadata import read_metadata
@@ -27,7 +27,7 @@ def said(verdict):
 
 
 def test_the_files_of_an_export_are_proven(paths):
-    verdict = prove(toy.detector(), paths, toy.drive(12), bars=DriveBars(frames=12))
+    verdict = prove(toy.detector(), paths, toy.drive(12), length=DriveLength(frames=12))
     assert verdict.proven, said(verdict)
     teacher, free = sequence_of(verdict)
     for row in (teacher, free):
@@ -75,7 +75,7 @@ def test_a_long_drive_far_from_the_origin_is_as_exact_as_the_first_frame(paths):
     steppers = [family.runner(paths, {}) for _ in range(2)]
     frames = toy.drive(12, exact_poses=True, start_s=0.0)
     memory = family.memory_spec(all_metadata[-1].postprocess)
-    row = run_far(*steppers, frames, output_spec(all_metadata), memory=memory, bars=DriveBars(frames=12))
+    row = run_far(*steppers, frames, output_spec(all_metadata), memory=memory, length=DriveLength(frames=12))
     assert row.passed and row.ties == 0, row.reasons
     errors = {tensor.tensor: tensor.max_abs for tensor in row.tensors}
     assert errors['all_cls_scores'] < 5e-5 and errors['all_bbox_preds [xyz]'] < 5e-4
@@ -87,5 +87,5 @@ def test_the_ego_motion_in_float32_is_seen_though_the_drive_is_near_the_origin(p
         return (np.linalg.inv(np.float32(pose)) @ np.float32(last)).astype(np.float64)
 
     monkeypatch.setattr(stream, 'relative_motion', motion)
-    verdict = prove(toy.detector(), paths, toy.drive(2), written=True, bars=DriveBars(frames=2, resets=0))
+    verdict = prove(toy.detector(), paths, toy.drive(2), written=True, length=DriveLength(frames=2, resets=0))
     assert SPECIAL in said(verdict) and 'memory' in said(verdict)

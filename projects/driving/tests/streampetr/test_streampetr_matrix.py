@@ -69,7 +69,7 @@ def test_four_real_key_frames_are_proven(contract, checkpoint, exported, tmp_pat
 def test_a_hundred_frames_of_the_full_size_model_are_proven(contract, checkpoint, exported):
     detector = detectors.load(CONFIG, checkpoint)
     drive = synthetic_drive(FULL_DRIVE.frames, detector.rule)
-    verdict = proofs.prove(detector, exported[contract], drive, bars=FULL_DRIVE)
+    verdict = proofs.prove(detector, exported[contract], drive, length=FULL_DRIVE)
     assert verdict.proven, verdict.failures
     teacher, free = sequence_of(verdict)
     assert (free.frames, free.resets, free.time_jumps) == (100, 2, 1) and free.match_rate >= 0.999
