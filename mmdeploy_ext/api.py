@@ -19,6 +19,7 @@ from mmdeploy_ext.base.errors import (
     CodeError,
     ConfigError,
     DataError,
+    ExportError,
     LoadError,
     Mm2OnnxError,
     UsageError,
@@ -33,7 +34,7 @@ from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.spec.options import MADE_FOR, PRECISIONS, TARGETS, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mmdeploy_ext.bench.precision.plan import Planner
     from mmdeploy_ext.exporting.precision_plan import KeptResults, Plan
@@ -269,7 +270,7 @@ def export_read(
     output, kind = output_of(detector, options, request), kind_of(detector.family)
     options, plan = kind.load(detector, options, output), None
     chosen = inputs.of(detector) if proves or options.keep_results else None
-    with after_weights():
+    with after_weights(), traced_instead(detector):
         if options.keep_results:
             plan = plan_of_export(detector, options, output, inputs, chosen)
             options = options.replace(keep_fp32=tuple(plan.patterns))
@@ -307,6 +308,18 @@ def built(detector: Detector, options: Options, request: ExportRequest) -> tuple
         traced.refused = str(refusal)
         return traced, chosen
     return detector, options
+
+
+@contextlib.contextmanager
+def traced_instead(detector: Detector) -> Iterator[None]:
+    """Begin an error of a trace with the refusal of the detector's own family."""
+    try:
+        yield
+    except (ConfigError, ExportError) as error:
+        if not detector.refused:
+            raise
+        reason = f'{detector.refused}; its test path cannot be traced: {error}'
+        raise type(error)(reason) from error
 
 
 def plan_of_export(

@@ -20,6 +20,7 @@ from mmdeploy_ext.api import (
     export_read,
     output_of,
     read_detector,
+    traced_instead,
 )
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.commands import tool
@@ -267,6 +268,8 @@ def print_exports(detector: Detector, options: Options) -> int:
     from mmdeploy_ext.families.first_run import check_translation
 
     family, cfg, model = detector.family, detector.unbuilt_cfg, detector.model
+    with traced_instead(detector):
+        family.facts(model)  # the table is of the trace
     resolved = resolve(options, model, detector.rule)
     console = Console(width=150)
     console.print(f'{cfg.filename}: family {family.name}', highlight=False)

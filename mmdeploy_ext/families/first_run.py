@@ -124,9 +124,7 @@ def check_export(family: ImageFamily, cfg: Any, options: Options, model: nn.Modu
         UsageError: an option does not go with the model.
         ConfigError: as `check_forward`.
     """
-    host_programs.check(
-        options, family.preprocess_rule(cfg), family.spec(model, options), family.facts(model)
-    )
+    host_programs.check(options, family.preprocess_rule(cfg), family.spec(model, options), family, model)
     if options.dynamic:
         smallest = picture_of(family, model, options).smallest
         if min(options.height, options.width) < smallest:

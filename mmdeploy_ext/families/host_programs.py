@@ -31,10 +31,10 @@ COUNTS = ('candidates', 'proposal_candidates')
 """Outputs that stay beside them."""
 
 
-def check(options: Options, rule: PreprocessRule, spec: GraphSpec, facts: Any) -> None:
+def check(options: Options, rule: PreprocessRule, spec: GraphSpec, family: Family, model: nn.Module) -> None:
     """Raise UsageError if options for other programs do not go together or with the model."""
     if options.outputs != OUTPUTS.default:
-        _most_results(spec, facts)
+        _most_results(spec, family.facts(model))
     if options.get('nms_plugin'):
         if not options.required_inputs:
             raise UsageError('--nms-plugin: needs --required-inputs')
@@ -70,7 +70,7 @@ def hosted(family: Family, graph: Graph, options: Options, rule: Any, model: nn.
         spec = dataclasses.replace(spec, inputs=(picture, *others))
         graph = dataclasses.replace(graph, spec=spec)
     if options.get('input', INPUT.default) != INPUT.default:
-        check(options, rule, spec, family.facts(model))
+        check(options, rule, spec, family, model)
         pixels = pixels_of(options, rule)
         normalised = spec.inputs[0].name
         spec = _with_pixels(spec, pixels)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mmdeploy_ext.exporting.copy import AXES, replace_class
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.exporting.traced.mode import SHADOWS, Limit, Tracing, is_traced
-from mmdeploy_ext.exporting.traced.whole import first_difference
+from mmdeploy_ext.exporting.traced.whole import first_difference, layout_of
 
 len, min, max, int = (SHADOWS[name] for name in ('len', 'min', 'max', 'int'))
 
@@ -263,6 +263,92 @@ def graphs(function, *examples):
 def test_two_traces_differ_by_what_they_compute_and_not_by_how_pytorch_stores_it():
     assert first_difference(*graphs(read_after_a_copy, boxes(1), boxes(12))) == ''
     assert 'test_traced_rules.py' in first_difference(*graphs(scaled_by_its_size, boxes(1), boxes(12)))
+
+
+class Maps(nn.Module):
+    """A backbone of two maps and a head, then boxes of the best cells."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = nn.Conv2d(3, 6, 8, 8), nn.Conv2d(6, 6, 1)
+
+    def simple_test(self, image, metas, rescale):
+        maps = [self.head(self.backbone(image))]
+        return dict(zip(('dets', 'labels'), self.found(maps, metas), strict=True))
+
+    def found(self, maps, metas):
+        rows = maps[0][0].flatten(1).t()
+        dets = rows[rows[:, 4].topk(5)[1]][:, :5] * metas[0]['scale_factor'][0]
+        return dets, torch.zeros_like(dets[:, 0]).long()
+
+
+class ListHead(nn.Conv2d):
+    def forward(self, x):
+        return [super().forward(x)]
+
+
+class WritesToTheList(Maps):
+    def __init__(self):
+        super().__init__()
+        self.head = ListHead(6, 6, 1)
+
+    def simple_test(self, image, metas, rescale):
+        maps = self.head(self.backbone(image))
+        maps[0] = maps[0].permute(0, 2, 3, 1)
+        return dict(zip(('dets', 'labels'), self.found([maps[0].permute(0, 3, 1, 2)], metas), strict=True))
+
+
+class Remembering(nn.Conv2d):
+    def forward(self, x):
+        self.seen = x.mean()
+        return super().forward(x)
+
+
+class ReadsAnInnerTensor(Maps):
+    def __init__(self):
+        super().__init__()
+        self.head = Remembering(6, 6, 1)
+
+    def found(self, maps, metas):
+        return super().found([maps[0] + self.head.seen], metas)
+
+
+class Clipping(nn.Conv2d):
+    size = 8
+
+    def forward(self, x):
+        return super().forward(x) * self.size
+
+
+class KnowsTheSizeOfTheImage(Maps):
+    def __init__(self):
+        super().__init__()
+        self.head = Clipping(6, 6, 1)
+
+    def simple_test(self, image, metas, rescale):
+        self.head.size = metas[0]['img_shape'][0]
+        return super().simple_test(image, metas, rescale)
+
+
+class OfOneImage(Maps):
+    def found(self, maps, metas):
+        (_,) = metas
+        return super().found(maps, metas)
+
+
+@pytest.mark.parametrize(
+    ('model', 'network'),
+    [
+        (Maps, ['backbone', 'head']),
+        (OfOneImage, ['backbone', 'head']),
+        (WritesToTheList, ['backbone', 'head']),
+        (ReadsAnInnerTensor, ['backbone']),
+        (KnowsTheSizeOfTheImage, ['backbone']),
+    ],
+)
+def test_the_network_ends_where_later_code_takes_its_maps_and_nothing_else(model, network):
+    layout = layout_of(model().eval(), [(64, 64), (72, 80)])
+    assert list(layout.cut.calls) == network and layout.difference == ''
 
 
 @pytest.mark.parametrize('mode', AXES)

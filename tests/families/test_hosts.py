@@ -188,8 +188,8 @@ def test_a_file_is_proven(name, options, tmp_path):
     assert verdict.proven, verdict.failures
 
 
-def test_models_of_masks_have_no_outputs_of_boxes_alone():
+def test_models_of_masks_have_no_outputs_of_boxes_alone(toy):
     spec = dict(dets=('B', 'n', 5), labels=('B', 'n'), masks=('B', 'n', 'h', 'w'))
     spec = GraphSpec('m', (), tuple(TensorSpec(name, 'float32', axes) for name, axes in spec.items()))
     with pytest.raises(UsageError, match='masks'):
-        check(FAMILIES['dense'].choose(outputs='efficient-nms'), None, spec, None)
+        check(FAMILIES['dense'].choose(outputs='efficient-nms'), None, spec, FAMILIES['dense'], toy.model)

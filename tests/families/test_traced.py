@@ -12,7 +12,7 @@ from mmdet.models.dense_heads import ATSSHead
 from torch import nn
 
 import mmdeploy_ext
-from mmdeploy_ext.base.errors import UsageError
+from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.cli import export_app, run_app
 from mmdeploy_ext.exporting.export import save
 from mmdeploy_ext.exporting.traced.functions import ranked
@@ -90,6 +90,13 @@ def test_a_detector_whose_family_refuses_it_is_traced_whole_and_proven(tmp_path,
     metadata = read_metadata(path)
     assert metadata.family == 'traced' and metadata.spec.output_names == ['dets', 'labels', 'valid']
     assert [tensor.axes[0] for tensor in metadata.spec.outputs] == [2, 2, 2]
+
+
+def test_where_neither_the_family_nor_a_trace_takes_a_detector_both_reasons_are_said(tmp_path):
+    config = with_head(tmp_path, 'HeadWithAThreshold')
+    offset = {'model.test_cfg.nms.offset': 1}
+    with pytest.raises(ConfigError, match=r'(?s)HeadWithAThreshold.*offset'):
+        mmdeploy_ext.export(config, CHECKPOINT, tmp_path / 'm.onnx', height=64, width=96, cfg_options=offset)
 
 
 def test_a_trace_is_written_by_torchscript_alone(tmp_path):

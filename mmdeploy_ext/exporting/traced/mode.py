@@ -156,7 +156,7 @@ class Tracing(TorchFunctionMode):
         self.escapes: list[Escape] = []
         self.conditions: list[torch.Tensor] = []
         self.borders: dict[str, torch.Tensor] = {}
-        self._names = BorderNames(counts)
+        self.names = BorderNames(counts)
         self._depends: dict[int, bool] = {}
         self._views: dict[int, tuple[torch.Tensor, torch.Tensor, Any]] = {}
         self._counts: dict[int, torch.Tensor] = {}
@@ -307,7 +307,7 @@ class Tracing(TorchFunctionMode):
         return torch.stack(self.conditions).all()
 
     def border(self, kind: str, tensor: torch.Tensor) -> None:
-        name = self._names.name(kind) if tensor.is_floating_point() and tensor.dim() else ''
+        name = self.names.name(kind) if tensor.is_floating_point() and tensor.dim() else ''
         values = [torch._C._get_value_trace(one).unique() for one in self.borders.values()]
         is_new = torch._C._get_value_trace(tensor).unique() not in values
         if name and is_new and self.depends(tensor):

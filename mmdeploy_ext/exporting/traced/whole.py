@@ -11,7 +11,7 @@ import functools
 import hashlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmdeploy_ext.base.errors import one_line
 from mmdeploy_ext.base.source_code import place_of_line
+from mmdeploy_ext.base.user_modules import users_line
 from mmdeploy_ext.exporting.export import patched_libraries, whole_path
 from mmdeploy_ext.exporting.substitution import substituted
 from mmdeploy_ext.exporting.traced.functions import named_results, ranked, replaced
@@ -29,7 +31,7 @@ from mmdeploy_ext.upstream.operators.operator import FRAME, hw
 
 INPUTS = ('input', 'img_shape', 'scale_factor', 'ori_shape', 'border')
 LAYOUTS = 'mm2onnx_layouts'
-"""Attribute of a model, shared by its copies, with its layouts."""
+"""Attribute of a model with its `Layouts`."""
 SIZE, NETWORK_VALID = OF_BATCH = 'network_size', 'network_valid'
 """Tensors behind the network: H, W (2,) int64; whether what its graph holds of the example is true (1,)."""
 
@@ -59,11 +61,15 @@ class Cut:
         calls: path of a module -> its result, with names of maps (B, C, h, w) in place of the maps.
         names: of the maps that later code uses, in order.
         counts: numbers of inner tensors in the network, see `BorderNames`.
+        borders: inner tensors in the network.
+        refusal: why there are no calls, or why other code takes one image.
     """
 
     calls: Mapping[str, Any]
     names: tuple[str, ...] = ()
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    borders: tuple[str, ...] = ()
+    refusal: str = ''
 
     def results(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Return path of a module's `forward` -> its result, of `tensors`, with None for others."""
@@ -93,11 +99,13 @@ class Reached(Exception):
 
 
 @contextlib.contextmanager
-def outer_calls(model: nn.Module, done: Any) -> Iterator[None]:
+def outer_calls(model: nn.Module, done: Any, begin: Callable[[], None] | None = None) -> Iterator[None]:
     """Inside the block `done(path, result)` follows each call of a module by the test path itself."""
     inner: list[str] = []
 
     def watched(path: str, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        if begin and not inner:
+            begin()
         inner.append(path)
         try:
             result = forward(*args, **kwargs)
@@ -162,6 +170,7 @@ class Whole(nn.Module):
         super().__init__()
         self.model, self.names, self.inputs, self.borders = model, names, inputs, borders
         self.cut, self.rows = cut, rows
+        self.calls: NetworkCalls | None = None
         self.mode: Tracing | None = None
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -185,6 +194,8 @@ class Whole(nn.Module):
             warnings.simplefilter('ignore')
             if self.cut:
                 stack.enter_context(substituted(self.model, self.cut.results(given)))
+            if self.calls:
+                stack.enter_context(outer_calls(self.model, self.calls.done, self.calls.begin))
             metas = metas_of(given)
             with Tracing(tensors, self.cut.counts if self.cut else {}) as self.mode:
                 result = self.model.simple_test(given['input'], metas, rescale=True)
@@ -207,7 +218,8 @@ class Whole(nn.Module):
             result = self.model.simple_test(given['input'], metas, rescale=True)
         rows = sorted_rows(named(result)) | {VALID: torch.ones((), dtype=torch.bool)}
         missing = torch.zeros(0)  # without a result some heads return no masks
-        results = (rows.get(name, missing)[None] for name in self.names or rows)
+        self.found = {name: tensor[None] for name, tensor in rows.items()}
+        results = (self.found.get(name, missing[None]) for name in self.names or rows)
         return (*results, *(mode.found.get(name, missing) for name in self.borders))
 
 
@@ -263,54 +275,162 @@ def padded(name: str, tensor: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat([tensor, tensor.new_full(missing, -1 if name == 'labels' else 0)])
 
 
-def cut_of(model: nn.Module, size: tuple[int, int]) -> tuple[Cut | None, tuple[str, ...]]:
-    """Return where a test path's network ends, with pictures of a size (H, W), and inner tensors behind it.
+def network_of(model: nn.Module, size: tuple[int, int]) -> Cut:
+    """Return the calls of modules that start a test path, with images of a size (H, W).
 
-    It ends before the first module whose results are no maps (B, C, h, w) of each image of a batch.
+    They end before the first module whose results are no maps (B, C, h, w) of each image of a batch, or
+    before other code that refuses a batch.
     """
-    found: list[list[tuple[str, Any, dict[str, int]]]] = []
+    found, refusal = [], ''
     for batch in (3, 2):
-        calls: list[tuple[str, Any, dict[str, int]]] = []
-        found.append(calls)
+        calls: dict[str, Any] = {}
         image = example(model, size, 0, INPUTS[:1])[0].expand(batch, -1, -1, -1).contiguous()
-        with torch.no_grad(), contextlib.suppress(Exception), ranked(model, {}) as mode:
 
-            def done(path: str, result: Any) -> None:
-                is_known = path in [known for known, *_ in calls]  # noqa: B023
-                if is_known or not all(is_map(one, batch) for one in leaves(result)):  # noqa: B023
-                    raise Reached
-                calls.append((path, result, dict(mode.names.counts)))  # noqa: B023
+        def done(path: str, result: Any) -> None:
+            if path in calls or not all(is_map(one, batch) for one in leaves(result)):  # noqa: B023
+                raise Reached
+            calls[path] = nested(result, lambda one: one)  # noqa: B023 later code may write to its lists
 
-            with outer_calls(model, done):
+        try:
+            with torch.no_grad(), outer_calls(model, done):
                 model.simple_test(image, eager_metas({'input': image}) * batch, rescale=True)
-    named_calls, maps, counts = {}, {}, {}
-    for (other, *_), (path, result, known) in zip(*found, strict=False):
+        except Reached:
+            pass
+        except Exception as error:  # the user's code takes one image
+            refusal = f'{type(error).__name__}: {one_line(error)}{users_line(error)}'
+        found.append(calls)
+    names = {}
+    for other, (path, result) in zip(found[1], found[0].items(), strict=False):
         if other != path:
             break
-        counts = known
         number = itertools.count()
-        named_calls[path] = nested(result, lambda _: f'{path.replace(".", "_")}_{next(number)}')  # noqa: B023
-        maps |= {name: one[:1].contiguous() for name, one in Cut(named_calls).maps(path, result).items()}
-    if not named_calls:
-        return None, ()
-    whole = Whole(model, inputs=(*INPUTS, *maps), cut=Cut(named_calls, counts=counts)).eval()
-    graph, _ = trace(whole, (*example(model, size, 0, INPUTS), *maps.values()))
-    used = _used(graph, whole.inputs)
-    cut = Cut(named_calls, tuple(name for name in maps if name in used), counts)
-    return cut, tuple(whole.mode.borders)
+        names[path] = nested(result, lambda _: f'{path.replace(".", "_")}_{next(number)}')  # noqa: B023
+    return Cut(names, tuple(leaves(list(names.values()))), refusal=refusal)
+
+
+@dataclasses.dataclass
+class Reach:
+    """What a trace knows when a network has come to the end of a module.
+
+    Attributes:
+        maps: value of the graph -> names of a map.
+        inside: values of each module's call.
+        known: conditions of `valid` so far.
+        counts, borders: of inner tensors, see `Cut`.
+    """
+
+    maps: dict[int, list[str]]
+    inside: tuple[range, ...]
+    known: set[int]
+    counts: dict[str, int]
+    borders: tuple[str, ...]
+
+
+class NetworkCalls:
+    """Follows the calls of a network in a trace; `reached` has the path of each module."""
+
+    def __init__(self, whole: Whole, network: Cut) -> None:
+        self.whole, self.network = whole, network
+        self.reached: dict[str, Reach] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._inside: list[range] = []
+        self._start = 0
+
+    def begin(self) -> None:
+        self._start = _last_value()
+
+    def done(self, path: str, result: Any) -> None:
+        if path not in self.network.calls or path in self.reached:
+            return
+        mode, maps = self.whole.mode, {}
+        self._inside.append(range(self._start + 1, _last_value() + 1))
+        self._tensors |= self.network.maps(path, result)
+        for name, tensor in self._tensors.items():
+            maps.setdefault(value_of(tensor), []).append(name)
+        known = set(map(value_of, mode.conditions))
+        counts, borders = dict(mode.names.counts), tuple(mode.borders)
+        self.reached[path] = Reach(maps, tuple(self._inside), known, counts, borders)
+
+    def cut(self, graph: torch._C.Graph) -> Cut:
+        """Return the longest network whose maps and sizes are all that later code takes from it."""
+        refusal, kept = self.network.refusal, dict(self.network.calls)
+        for path, reach in reversed(self.reached.items()):
+            used, reason = crossing(graph, reach)
+            if used and not reason:
+                names = tuple(name for name in self.network.names if name in used)
+                return Cut(kept, names, reach.counts, reach.borders, refusal)
+            del kept[path]
+            refusal = refusal or reason
+        return Cut({}, refusal=refusal or 'its first module returns no maps of each image')
+
+
+def value_of(tensor: torch.Tensor) -> int:
+    return torch._C._get_value_trace(tensor).unique()
+
+
+def _last_value() -> int:
+    nodes = torch._C._get_tracing_state().graph().nodes()
+    return max((value.unique() for node in nodes for value in node.outputs()), default=0)
+
+
+WITHOUT_VALUES = {
+    'aten::size', 'aten::new_zeros', 'aten::new_ones', 'aten::new_full', 'aten::new_empty',
+    'aten::zeros_like', 'aten::ones_like', 'aten::full_like', 'aten::empty_like',
+}  # fmt: skip
+"""Operators that read the size and type of their first input."""
+
+
+def crossing(graph: torch._C.Graph, network: Reach) -> tuple[set[str], str]:
+    """Return the maps that later code uses, and why the network cannot be a graph of its own, or ''."""
+    image, *settings = [value.unique() for value in graph.inputs()][: len(INPUTS)]
+    if _sources(graph, network.maps).intersection(settings):
+        return set(), 'its network reads sizes of images'
+    reached: dict[int, tuple[Any, bool]] = {value.unique(): (None, False) for value in graph.outputs()}
+    used, is_behind = set(), True
+    for node in reversed(list(graph.nodes())):
+        outputs = {value.unique() for value in node.outputs()}
+        is_behind = is_behind and not network.maps.keys() & outputs
+        needed = [reached[one] for one in outputs if one in reached]
+        if outputs & network.known or not (needed or (is_behind and node.kind().endswith('_'))):
+            continue
+        user, is_inner = node if is_behind else needed[0][0], any(inner for _, inner in needed)
+        names = [name for one in outputs for name in network.maps.get(one, ())]
+        if names and is_inner:
+            return used, f'{line_of(user)} reads inner tensors of the network'
+        used.update(names)
+        is_inner = any(one in inside for inside in network.inside for one in outputs)
+        for one in () if names else _read(node, image, is_inner):
+            reached[one] = user, is_inner or reached.get(one, (None, False))[1]
+    for one in (image, *settings):
+        user, is_inner = reached.get(one, (None, False))
+        if user and (is_inner or one == image):
+            return used, f'{line_of(user)} reads inner tensors of the network'
+    return used, ''
+
+
+def _sources(graph: torch._C.Graph, values: Iterable[int]) -> set[int]:
+    sources = set(values)
+    for node in reversed(list(graph.nodes())):
+        if any(value.unique() in sources for value in node.outputs()):
+            sources.update(value.unique() for value in node.inputs())
+    return sources
+
+
+def _read(node: torch._C.Node, image: int, is_inner: bool) -> list[int]:
+    """Return the inputs of a node, without an image whose size alone it reads."""
+    inputs = [value.unique() for value in node.inputs()]
+    is_size = node.kind() in WITHOUT_VALUES and inputs[0] == image and not is_inner
+    return inputs[1:] if is_size else inputs
 
 
 def is_map(value: Any, batch: int) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() == 4 and value.shape[0] == batch
 
 
-def trace(whole: Whole, tensors: Sequence[torch.Tensor]) -> tuple[torch._C.Graph, tuple[torch.Tensor, ...]]:
-    """Return TorchScript's graph of a whole test path, and its results."""
+def trace(whole: Whole, tensors: Sequence[torch.Tensor]) -> torch._C.Graph:
+    """Return TorchScript's graph of a whole test path."""
     with patched_libraries(), torch.no_grad():
-        graph, outputs = torch.jit._get_trace_graph(
-            whole, tuple(tensors), strict=False, _force_outplace=False
-        )
-    return graph, outputs
+        return torch.jit._get_trace_graph(whole, tuple(tensors), strict=False, _force_outplace=False)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,7 +443,7 @@ class Layout:
         escapes: facts of the example that the graph holds, each place once.
         borders: inner tensors where rounding decides.
         difference: first node in which the traces differ, and its line; '' if they are equal.
-        cut: where the network ends, or None.
+        cut: where the network ends; without calls it is no stage of its own.
     """
 
     outputs: dict[str, tuple[str, int]]
@@ -331,34 +451,55 @@ class Layout:
     escapes: tuple[Escape, ...]
     borders: tuple[str, ...]
     difference: str
-    cut: Cut | None
+    cut: Cut
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self.outputs)
 
 
-def layout_of(model: nn.Module, sizes: Sequence[tuple[int, int]], inputs: tuple[str, ...] = INPUTS) -> Layout:
+class Layouts(dict[bool, Layout]):
+    """Layouts of a model and its copies: of one run (False), of two traces (True).
+
+    Attributes:
+        is_loaded: whether the model has the weights of its export.
+    """
+
+    is_loaded = False
+
+    def __deepcopy__(self, memo: Any) -> Layouts:
+        return self
+
+
+def outline_of(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> Layout:
+    """Run a test path once in PyTorch; heads without a result may return no masks."""
+    whole = Whole(model).eval()
+    whole(*example(model, sizes[0], 0, INPUTS))
+    return Layout(_types(whole.found), INPUTS, (), (), '', network_of(model, sizes[0]))
+
+
+def layout_of(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> Layout:
     """Trace a test path twice, with other pictures, at two `sizes` (H, W), which may be equal."""
-    wholes, graphs = [], []
-    for seed, size in enumerate(sizes):
-        whole = Whole(model, inputs=inputs).eval()
-        graphs.append(trace(whole, example(model, size, seed, inputs))[0])
-        wholes.append(whole)
-    first, second = (whole.mode.escapes for whole in wholes)
-    found = wholes[0].found
-    cut, behind = None, ()
-    with contextlib.suppress(Exception):  # code that takes no given maps is one stage
-        cut, behind = cut_of(model, sizes[0])
+    wholes = [Whole(model).eval() for _ in sizes]
+    wholes[0].calls = NetworkCalls(wholes[0], network_of(model, sizes[0]))
+    first, second = (
+        trace(whole, example(model, size, seed, INPUTS))
+        for seed, (whole, size) in enumerate(zip(wholes, sizes, strict=True))
+    )
+    cut = wholes[0].calls.cut(first)
     borders = [name for name in wholes[0].mode.borders if name in wholes[1].mode.borders]
     return Layout(
-        {name: (str(tensor.dtype).removeprefix('torch.'), tensor.dim()) for name, tensor in found.items()},
-        _used(graphs[0], inputs),
-        tuple(_held(first, second)),
-        tuple(name for name in borders if not cut or name in behind),
-        first_difference(*graphs),
+        _types(wholes[0].found),
+        _used(first, INPUTS),
+        tuple(_held(*(whole.mode.escapes for whole in wholes))),
+        tuple(name for name in borders if name not in cut.borders),
+        first_difference(first, second),
         cut,
     )
+
+
+def _types(found: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, int]]:
+    return {name: (str(tensor.dtype).removeprefix('torch.'), tensor.dim()) for name, tensor in found.items()}
 
 
 def example(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,11 @@ from mmdeploy_ext.exporting.traced.whole import (
     LAYOUTS,
     OF_BATCH,
     Layout,
+    Layouts,
     Network,
     Whole,
     layout_of,
+    outline_of,
 )
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
@@ -38,6 +40,7 @@ from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import VALID, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.upstream.models.building import has_head, head_of
+from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
 
 TASKS = (
     ({'dets', 'labels'}, 'bbox2d'),
@@ -74,33 +77,41 @@ class TracedFamily(ImageFamily):
                 raise UsageError(f'--exporter {options.exporter}: a traced test path needs torchscript')
         detector_parts.check(cfg.model, options)
 
-    def layout(self, model: nn.Module, size: tuple[int, int] | None = None) -> Layout:
-        """Return what two traces say of a model; `size` (H, W) if it runs at no other one.
+    def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        super().load_weights(model, checkpoint)
+        vars(model)[LAYOUTS] = Layouts()
+        vars(model)[LAYOUTS].is_loaded = True
 
-        ConfigError: the test path fails, or its results are of no known kind.
+    def layout(self, model: nn.Module, size: tuple[int, int] | None = None, traced: bool = False) -> Layout:
+        """Return what two traces say of a model; before its weights load, what one run says unless `traced`.
+
+        `size` (H, W) is tried if the model does not run at a small one. ConfigError: the test path fails, or
+        its results are of no known kind.
         """
-        found = vars(model).setdefault(LAYOUTS, {})  # which copies of the model share
-        key = str([parameter.detach().flatten()[:8].sum().item() for parameter in model.parameters()])
-        if key not in found:
+        found = vars(model).setdefault(LAYOUTS, Layouts())
+        traced = traced or found.is_loaded or True in found
+        if traced not in found:
             step = max(detector_parts.multiple(model), 32)
             height, *other = (-(-side // step) * step for side in SIDES)
             sizes = [(height, height), tuple(other)]
-            found[key] = first_layout(model, [sizes] if size is None else [sizes, [size, size]])
-        self.task = task_of(model, found[key])
-        self.reads_ori_shape = self.task != 'bbox2d' or 'ori_shape' in found[key].used
-        return found[key]
+            choices = [sizes] if size is None else [sizes, [size, size]]
+            found[traced] = first_layout(model, choices, layout_of if traced else outline_of)
+        self.task = task_of(model, found[traced])
+        self.reads_ori_shape = self.task != 'bbox2d' or 'ori_shape' in found[traced].used
+        return found[traced]
 
     def rows(self, model: nn.Module, options: Options) -> int:
         """Return the constant number of results in a graph of batches; 0 for a graph of one image."""
         if not options.dynamic and options.batch == 1:
             return 0
-        rows = max(self.max_per_img(model), 0) if getattr(self.layout(model).cut, 'names', ()) else 0
-        if not rows and options.batch != 1:
+        cut, rows = self.layout(model).cut, max(self.max_per_img(model), 0)
+        if options.batch != 1 and not (cut.calls and rows):
+            reason = cut.refusal if not cut.calls else 'test_cfg has no max_per_img'
             raise UsageError(
-                f'--batch-size {options.batch}: this test path takes one image at a time; expected '
-                'max_per_img in test_cfg, and a network of modules before the results'
+                f'--batch-size {options.batch}: this test path takes one image at a time ({reason}); '
+                'expected max_per_img in test_cfg, and a network of modules before the results'
             )
-        return rows
+        return rows if cut.calls else 0
 
     def max_per_img(self, model: nn.Module) -> int:
         """Return the entry of the head's `test_cfg`, or -1."""
@@ -150,7 +161,7 @@ class TracedFamily(ImageFamily):
     def stages(self, model: nn.Module, options: Options) -> list[Stage]:
         spec, layout, rows = self.spec(model, options), self.layout(model), self.rows(model, options)
         inputs, borders, cut = tuple(tensor.name for tensor in spec.inputs), layout.borders, layout.cut
-        if cut is None:
+        if not cut.calls:
             whole = Whole(model, layout.names, inputs, borders)
             return [Stage('whole', whole, inputs, (*layout.names, *borders))]
         maps = (*cut.names, *OF_BATCH)
@@ -164,16 +175,16 @@ class TracedFamily(ImageFamily):
         ]
 
     def facts(self, model: nn.Module) -> TracedFacts:
-        test_cfg = numbers(getattr(model, 'test_cfg', None) or {})
+        layout, test_cfg = self.layout(model, traced=True), numbers(getattr(model, 'test_cfg', None) or {})
         settings = test_cfg.get('rcnn', test_cfg)
-        masks = self.layout(model).outputs.get('masks')
+        masks = layout.outputs.get('masks')
         return TracedFacts(
             num_classes=self.num_classes(model) or None,
             max_per_img=self.max_per_img(model),
             mask_thr=settings.get('mask_thr_binary', 0.5) if masks and masks[0] == 'float32' else None,
             test_cfg=test_cfg,
-            escapes=tuple(map(line_of, self.layout(model).escapes)),
-            difference=self.layout(model).difference,
+            escapes=tuple(map(line_of, layout.escapes)),
+            difference=layout.difference,
         )
 
     def num_classes(self, model: nn.Module) -> int:
@@ -189,7 +200,11 @@ class TracedFamily(ImageFamily):
         return image_graphs.mask_feeds(images, rescale) | feeds if self.reads_ori_shape else feeds
 
 
-def first_layout(model: nn.Module, choices: Sequence[Sequence[tuple[int, int]]]) -> Layout:
+def first_layout(
+    model: nn.Module,
+    choices: Sequence[Sequence[tuple[int, int]]],
+    make: Callable[[nn.Module, Sequence[tuple[int, int]]], Layout],
+) -> Layout:
     """Return the layout at the first pair of sizes that runs, with weights of the model or drawn ones.
 
     Weights that are not loaded yet may give boxes that a kernel refuses.
@@ -207,7 +222,7 @@ def first_layout(model: nn.Module, choices: Sequence[Sequence[tuple[int, int]]])
                     draw(tried, 0)
             try:
                 with own_forward(model, f'an image of {sizes[0][0]} x {sizes[0][1]}'):
-                    return layout_of(tried, sizes)
+                    return make(tried, sizes)
             except ConfigError as error:
                 failure = failure or error
                 if INTERNAL not in str(error):

@@ -84,18 +84,18 @@ class TracedReference(ImageReference):
         return {'simple_test': simple_test}
 
     @property
-    def cut(self) -> Cut | None:
-        layouts = vars(self.model).get(LAYOUTS, {}).values()
-        return next((layout.cut for layout in layouts), None)
+    def cut(self) -> Cut:
+        layout = vars(self.model).get(LAYOUTS, {}).get(True)
+        return layout.cut if layout else Cut({})
 
     def network(self, given: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Return what the network's modules return where a file has its maps, for `substituted`."""
-        if not self.cut or any(name not in given for name in self.cut.names):
+        if any(name not in given for name in self.cut.names):
             return {}
         return self.cut.results(given)
 
     def borders(self) -> dict[str, Any]:
-        paths = self.cut.calls if self.cut else ()
+        paths = self.cut.calls
         return {
             f'{path}.forward': lambda calls, path=path: self.cut.maps(path, calls[0])
             for path in paths
