@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import collections
 import dataclasses
 import functools
+import itertools
+import linecache
 import os
 import sys
 from fnmatch import fnmatchcase
@@ -27,7 +30,8 @@ from mmdeploy_ext.spec.matching import numbers_of
 from mmdeploy_ext.upstream.models.building import data_class, makes_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+    from types import CodeType
 
     import onnx
     from torch import nn
@@ -186,10 +190,12 @@ COMPARISONS, CLAMPS = ('gt', 'ge', 'lt', 'le'), ('clamp', 'clip', 'clamp_min', '
 NORMS = dict(layer_norm=4, group_norm=4, batch_norm=7, instance_norm=7)
 """Function -> position of its epsilon."""
 NORM_NODES = ('LayerNormalization', 'GroupNormalization', 'BatchNormalization', 'InstanceNormalization')
-NUMBERS = ('thr', 'size', 'clip', 'ratio')
+NUMBERS = ('thr', 'size', 'clip', 'ratio', 'min_score')
 """Parts of the names of facts that are thresholds or clips."""
 NEAR = 1e-3
-"""A value is near to a threshold within this share of it."""
+"""A value is near to a threshold within this share of it (of 1 if it is 0)."""
+LINEAR, GAUSSIAN = 1, 2
+"""Methods of mmcv's soft suppression; 0 is the hard one."""
 LIBRARY = Path(torch.__file__).parent
 
 
@@ -197,47 +203,64 @@ ENDS = (np.maximum, slice(0, 2)), (np.minimum, slice(2, 4))
 """Of the box that two boxes share."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """A number where code compares or clips with it.
+
+    Attributes:
+        place: file and line.
+        words: names in the expression.
+        name: the number's own name in it, '' if it has none.
+    """
+
+    number: float
+    place: str
+    words: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    name: str = ''
+
+    def text(self, settings: Mapping[float, Sequence[str]], default: str) -> str:
+        """Name the number by the settings in the expression, else by all settings that have it."""
+        known = settings.get(self.number, ())
+        names = [name for name in known if name in self.words] or (known if self.number else ())
+        return f'{" or ".join(names) or self.name or default} {self.number:g}'
+
+
 class Watch(TorchFunctionMode):
     """Notes, while PyTorch runs, how near values come to numbers of its code.
 
     Attributes:
-        gaps: number and place -> nearest value below and at or above a threshold.
-        ends: number, place and whether it is a maximum -> the value farthest towards it.
+        gaps: use of a threshold -> nearest value below and at or above it.
+        ends: use of a bound, and whether it is a maximum -> the value farthest towards it.
         epsilons: of normalisations.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.gaps: dict[tuple[float, str], tuple[float, float]] = {}
-        self.ends: dict[tuple[float, str, bool], float] = {}
+        self.gaps: dict[Use, tuple[float, float]] = {}
+        self.ends: dict[tuple[Use, bool], float] = {}
         self.epsilons: set[float] = set()
-        self._compiled: list[Any] = []
+        self._compiled: list[dict[str, Callable[..., Any]]] = []
 
     def __enter__(self) -> Watch:
-        operators = sys.modules.get('mmcv.ops.nms')
-        compiled = vars(operators.NMSop)['forward'] if operators else None
+        kernels = getattr(sys.modules.get('mmcv.ops.nms'), 'ext_module', None)
+        notes = dict(nms=self._suppress, nms_rotated=self._suppress_rotated, softnms=self._decay)
+        compiled = {name: getattr(kernels, name) for name in notes if kernels is not None}
         self._compiled.append(compiled)
-
-        def forward(ctx: Any, boxes: torch.Tensor, scores: torch.Tensor, *settings: Any) -> torch.Tensor:
-            kept = compiled.__func__(ctx, boxes, scores, *settings)
-            self._suppress(boxes, scores, kept, *settings[:3])
-            return kept
-
-        if operators:
-            operators.NMSop.forward = staticmethod(forward)
+        for name, kernel in compiled.items():
+            setattr(kernels, name, functools.partial(_noted, kernel, notes[name]))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        if compiled := self._compiled.pop():
-            sys.modules['mmcv.ops.nms'].NMSop.forward = compiled
+        for name, kernel in self._compiled.pop().items():
+            setattr(sys.modules['mmcv.ops.nms'].ext_module, name, kernel)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(function, '__name__', '').strip('_'), kwargs or {}
         first = args[0] if args else None
         if isinstance(first, torch.Tensor) and first.is_floating_point() and first.numel():
             if name in COMPARISONS and len(args) > 1 and _is_number(args[1]):
-                self._compare(first, float(args[1]))
+                self._compare(first, float(args[1]), name in ('gt', 'le'))
             elif name in CLAMPS:
                 self._clamp(name, first, args[1:], kwargs)
             elif name in NORMS:
@@ -245,76 +268,116 @@ class Watch(TorchFunctionMode):
                 self.epsilons.add(kwargs.get('eps', args[place] if len(args) > place else 1e-5))
         return function(*args, **kwargs)
 
-    def _compare(self, tensor: torch.Tensor, number: float) -> None:
-        values, place = tensor[tensor.isfinite()].double(), _place()
-        if number == 0 or not values.numel() or not place:
-            return
-        below, above = values[values < number], values[values >= number]
-        self._note(
-            (number, place),
-            below.max().item() if below.numel() else -np.inf,
-            above.min().item() if above.numel() else np.inf,
-        )
+    def _compare(self, tensor: torch.Tensor, number: float, is_inclusive: bool) -> None:
+        """`is_inclusive`: a value equal to the number is on the side of smaller ones."""
+        values, (place, words, name) = tensor[tensor.isfinite()], _place()
+        if place and values.numel() and (number or name):  # a sign is no setting
+            smaller = values <= number if is_inclusive else values < number
+            sides = (values.double().numpy(force=True), smaller.numpy(force=True))
+            self._divide(Use(number, place, words, name), *sides)
 
-    def _note(self, key: tuple[float, str], below: float, above: float) -> None:
-        last = self.gaps.get(key, (-np.inf, np.inf))
-        self.gaps[key] = max(last[0], below), min(last[1], above)
+    def _divide(self, use: Use, values: np.ndarray, smaller: np.ndarray) -> None:
+        """Note the values (N,) nearest to a threshold, on both sides."""
+        self._note(use, values[smaller].max(initial=-np.inf), values[~smaller].min(initial=np.inf))
+
+    def _note(self, use: Use, below: float, above: float) -> None:
+        last = self.gaps.get(use, (-np.inf, np.inf))
+        self.gaps[use] = max(last[0], float(below)), min(last[1], float(above))
 
     def _suppress(
         self,
+        place: str,
+        kept: np.ndarray,
         boxes: torch.Tensor,
         scores: torch.Tensor,
-        kept: torch.Tensor,
-        number: float,
+        *,
+        iou_threshold: float,
         offset: int,
-        least: float = 0,
+    ) -> None:
+        corners = boxes.numpy(force=True).astype(np.float64)
+        self._overlap(place, kept, scores, _iou(corners[kept], corners, offset), iou_threshold)
+
+    def _suppress_rotated(
+        self, place: str, kept: np.ndarray, boxes: torch.Tensor, scores: torch.Tensor, *settings: Any
+    ) -> None:
+        planes = boxes[:, :5].detach()
+        overlaps = sys.modules['mmcv.ops'].box_iou_rotated(planes[kept], planes).numpy(force=True)
+        self._overlap(place, kept, scores, overlaps.astype(np.float64), settings[3])
+
+    def _overlap(
+        self, place: str, kept: np.ndarray, scores: torch.Tensor, overlaps: np.ndarray, number: float
     ) -> None:
         """Note the largest IoU of two kept boxes, and the smallest by which a box was suppressed."""
-        place = _place()
-        if not place or not len(kept):
-            return
-        corners, best, scores = (one.numpy(force=True) for one in (boxes, kept, scores))
-        overlaps = _iou(corners[best].astype(np.float64), corners.astype(np.float64), offset)
-        overlaps[scores[best][:, None] < scores[None]] = -np.inf
-        overlaps[np.arange(len(best)), best] = -np.inf
-        scored = scores > least if least > 0 else np.ones(len(scores), bool)
-        lost = np.setdiff1d(np.flatnonzero(scored), best)
-        strongest = overlaps[:, lost].max(0)
-        strongest = strongest[strongest > number]  # others are beyond the limit of results
-        below = overlaps[:, best].max()
-        self._note((float(number), place), below, strongest.min(initial=np.inf))
+        scores = scores.numpy(force=True)
+        overlaps[scores[kept][:, None] < scores[None]] = -np.inf
+        overlaps[np.arange(len(kept)), kept] = -np.inf
+        strongest = np.delete(overlaps, kept, 1).max(0)
+        self._note(_of_iou(number, place), overlaps[:, kept].max(), strongest.min(initial=np.inf))
+
+    def _decay(
+        self,
+        place: str,
+        kept: np.ndarray,
+        boxes: torch.Tensor,
+        scores: torch.Tensor,
+        dets: torch.Tensor,
+        *,
+        iou_threshold: float,
+        sigma: float,
+        min_score: float,
+        method: int,
+        offset: int,
+    ) -> None:
+        """Note the overlaps and scores that a soft suppression compares until it removes a box."""
+        corners, lowered = (one.numpy(force=True).astype(np.float64) for one in (boxes, scores))
+        least, waiting = Use(float(min_score), place, ('min_score',), 'min_score'), np.arange(len(lowered))
+        for row in kept:
+            waiting = waiting[waiting != row]
+            overlaps = _iou(corners[row : row + 1], corners[waiting], offset)[0]
+            if method == GAUSSIAN:
+                lowered[waiting] *= np.exp(-(overlaps**2) / sigma)
+            else:
+                self._divide(_of_iou(iou_threshold, place), overlaps, overlaps < iou_threshold)
+                rest = 1 - overlaps if method == LINEAR else 0
+                lowered[waiting] *= np.where(overlaps < iou_threshold, 1, rest)
+            is_lost = lowered[waiting] < min_score
+            self._divide(least, lowered[waiting], is_lost)
+            waiting = waiting[~is_lost]
 
     def _clamp(self, name: str, tensor: torch.Tensor, args: Any, kwargs: Mapping[str, Any]) -> None:
         names = ('max', 'min') if name == 'clamp_max' else ('min', 'max')
-        given, place = {**dict(zip(names, args, strict=False)), **kwargs}, _place()
+        given, (place, words, _) = {**dict(zip(names, args, strict=False)), **kwargs}, _place()
         for end, farthest in (('min', torch.amin), ('max', torch.amax)):
             if place and _is_number(given.get(end)):
-                key, value = (float(given[end]), place, end == 'max'), farthest(tensor).item()
-                pick = max if end == 'max' else min
-                self.ends[key] = pick(self.ends.get(key, value), value)
+                use, value = Use(float(given[end]), place, words), farthest(tensor).item()
+                self._reach((use, end == 'max'), value)
 
     def add(self, other: Watch) -> None:
         for key, (below, above) in other.gaps.items():
             self._note(key, below, above)
         for key, value in other.ends.items():
-            pick = max if key[2] else min
-            self.ends[key] = pick(self.ends.get(key, value), value)
+            self._reach(key, value)
         self.epsilons |= other.epsilons
+
+    def _reach(self, key: tuple[Use, bool], value: float) -> None:
+        pick = max if key[1] else min
+        self.ends[key] = pick(self.ends.get(key, value), value)
 
     def lines(self, settings: Mapping[str, Any], samples: str) -> list[str]:
         """Return a line per number that no value came near; `settings` name the numbers."""
-        facts = [
-            (name, number) for name, number in numbers_of(settings) if any(part in name for part in NUMBERS)
-        ]
-        names, lines = {number: name for name, number in facts}, []
-        for (number, place), (below, above) in self.gaps.items():
-            if max(number - below, above - number) > NEAR * abs(number):
+        known: dict[float, list[str]] = {}
+        for name, number in dict.fromkeys(numbers_of(settings)):
+            if any(part in name for part in NUMBERS):
+                known.setdefault(number, []).append(name)
+        lines = []
+        for use, (below, above) in self.gaps.items():
+            if max(use.number - below, above - use.number) > NEAR * abs(use.number or 1):
                 found = f'nearest values {below:.6g} and {above:.6g}'
-                lines.append(f'{names.get(number, "threshold")} {number:g} ({place}; {found})')
-        for (number, place, is_most), value in self.ends.items():
-            if value < number if is_most else value > number:
+                lines.append(f'{use.text(known, "threshold")} ({use.place}; {found})')
+        for (use, is_most), value in self.ends.items():
+            if value < use.number if is_most else value > use.number:
                 found = f'{"largest" if is_most else "smallest"} value {value:.6g}'
-                lines.append(f'{names.get(number, "clip")} {number:g} ({place}; {found})')
+                lines.append(f'{use.text(known, "clip")} ({use.place}; {found})')
         advice = f'another number between them gives the same results; reach it with {samples}'
         return [f'{line}: {advice}' for line in dict.fromkeys(lines)]
 
@@ -335,6 +398,17 @@ class Watch(TorchFunctionMode):
             'for the results to show'
             for (kind, epsilon), names in found.items()
         ]
+
+
+def _noted(kernel: Any, note: Any, *args: Any, **options: Any) -> Any:
+    kept = kernel(*args, **options)
+    if len(kept) and (place := _place()[0]):
+        note(place, kept.numpy(force=True), *args, **options)
+    return kept
+
+
+def _of_iou(number: float, place: str) -> Use:
+    return Use(float(number), place, ('iou_threshold',), 'iou_threshold')
 
 
 def _iou(boxes: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
@@ -366,10 +440,42 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
 
 
-def _place() -> str:
-    """Return file and line that called the function; '' in a run that only measures rounding."""
+Place = tuple[str, tuple[str, ...], str]
+
+
+def _place() -> Place:
+    """Return file and line that called the function, see `Use`; '' in a run that only measures rounding."""
     frame, own = sys._getframe(1), (__file__, str(LIBRARY))
     while frame.f_back is not None and frame.f_code.co_filename.startswith(own):
         frame = frame.f_back
-    file = frame.f_code.co_filename
-    return '' if file == float64.__file__ else f'{Path(file).name}:{frame.f_lineno}'
+    is_rounding = frame.f_code.co_filename == float64.__file__
+    return ('', (), '') if is_rounding else _expression(frame.f_code, frame.f_lasti)
+
+
+@functools.lru_cache(1000)
+def _expression(code: CodeType, instruction: int) -> Place:
+    first, last, begin, end = next(itertools.islice(code.co_positions(), instruction // 2, None))
+    place = f'{Path(code.co_filename).name}:{first}'
+    lines = [line.encode() for line in linecache.getlines(code.co_filename)[first - 1 : last]]
+    if not lines or begin is None:
+        return place, (), ''
+    lines[-1] = lines[-1][:end]
+    lines[0] = lines[0][begin:]
+    try:
+        expression = ast.parse(b'(%s)' % b''.join(lines), mode='eval').body
+    except SyntaxError:  # the file is another than when it was imported
+        return place, (), ''
+    operands: list[ast.expr] = []
+    if isinstance(expression, ast.Compare):
+        operands = [expression.left, *expression.comparators]
+    elif isinstance(expression, ast.Call):
+        operands = expression.args
+    words = [[*filter(None, map(_name, ast.walk(operand)))] for operand in operands]
+    name = words[-1][0] if all(words) and words else ''  # else one is a literal
+    return place, tuple(filter(None, map(_name, ast.walk(expression)))), name
+
+
+def _name(node: ast.AST) -> str:
+    if isinstance(node, ast.Subscript):
+        return node.slice.value if isinstance(getattr(node.slice, 'value', None), str) else ''
+    return getattr(node, 'id', '') or getattr(node, 'attr', '') or ''
