@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mmdeploy_ext.spec.registry import contract_class
+from mmdeploy_ext.spec.registry import contract_class, program_loop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +21,8 @@ PUBLISHED = dict(max_gap_s=None)
 
 
 def contract_of(family: Any, options: Mapping[str, Any]) -> Contract:
-    return (contract_class(family.name, options.get('contract', '')) or Contract)(family)
+    name = options.get('contract', '')
+    return (contract_class(family.name, name) or Contract)(family, name)
 
 
 class Contract:
@@ -30,17 +31,15 @@ class Contract:
     Attributes:
         used_by: command for a proven file; '': the family's.
         replaces: classes of modules whose work the program does, so that no graph has their operators.
-        opens: class of the program's loop, path first; None: the family's runtime.
-        settings: arguments of `opens` in a proof.
+        settings: arguments of the program's loop in a proof.
     """
 
     used_by: ClassVar[str] = ''
     replaces: ClassVar[tuple[str, ...]] = ()
-    opens: ClassVar[Any] = None
     settings: ClassVar[Mapping[str, Any]] = {}
 
-    def __init__(self, family: Any) -> None:
-        self.family = family
+    def __init__(self, family: Any, name: str = '') -> None:
+        self.family, self.name = family, name
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -73,9 +72,8 @@ class Contract:
 
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """Return the files on an engine as a stepper; `engine` as in `SequenceFamily.runner`."""
-        if self.opens is None:
-            return self.family.runner(paths, engine)
-        return self.opens(paths, **self.settings, **engine)
+        loop = program_loop(self.family.name, self.name)
+        return loop(paths, **self.settings, **engine) if loop else self.family.runner(paths, engine)
 
     def runner_outputs(self, model: torch.nn.Module, options: Options) -> tuple[TensorSpec, ...]:
         """Return the specs of the tensors that the runner adds to the outputs."""

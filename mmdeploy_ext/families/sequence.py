@@ -26,11 +26,13 @@ class SequenceFamily(Family):
     Attributes:
         data: frames or sweeps of data sets and dumps.
         ignores_places: whether results are the same anywhere on the map.
+        settings: arguments of `OPENS` of its runtime in a proof.
     """
 
     task = 'bbox3d'
     data: SequenceData
     ignores_places: ClassVar[bool] = False
+    settings: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def options(self) -> tuple[Option, ...]:
@@ -48,9 +50,10 @@ class SequenceFamily(Family):
     def reference(self, model: torch.nn.Module) -> SequenceReference:
         """Return the unpatched PyTorch model as a stepper."""
 
-    @abc.abstractmethod
     def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
         """Return the family's own files as a stepper; `engine` are arguments of `build_backend`."""
+        opens = registration_of(self.name).load_runtime().OPENS
+        return opens(paths, **self.settings, **engine)
 
     @abc.abstractmethod
     def result(self, detections: Detections3D) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mmdeploy_ext.families.detector_files import make_metadata
 from mmdeploy_ext.proving.drive_run import SHORT_DRIVE
 from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.runtime.detect import runtime_of
+from mmdeploy_ext.spec.registry import program_loop
 from proofs import run_pair
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def eager_row(
     def build(engine: str, path: str, **_: Any) -> EagerFile:
         return EagerFile(path, graphs[Path(path).stem], all_metadata[Path(path).stem])
 
-    opens = contract.opens or runtime_of(family.name).OPENS
+    opens = program_loop(family.name, contract.name) or runtime_of(family.name).OPENS
     with mock.patch.object(getattr(opens, 'func', opens), 'build', staticmethod(build)):
         runner = contract.runner([str(folder / f'{name}.onnx') for name in graphs], {})
     spec = output_spec(list(all_metadata.values()), contract.runner_outputs(model, chosen))

@@ -1,6 +1,6 @@
 """LiDAR detectors with anchors: supported configs and their modules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mmdet3d.models import builder
@@ -9,7 +9,6 @@ from mmdeploy_ext.base.config import test_cfg_key
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.graphs import facts_of, graphs
 from mmdeploy_ext.families.anchor3d.reference import AnchorReference
-from mmdeploy_ext.families.anchor3d.runtime import AnchorOnnx
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import anchor_heads
 from mmdeploy_ext.families.common.anchor_heads import PER_CLASS_HEAD, check_anchor_head
@@ -18,7 +17,6 @@ from mmdeploy_ext.families.common.lidar_models import DYNAMIC_DETECTOR, UNTRACED
 from mmdeploy_ext.families.common.lidar_parts import prefix_of
 from mmdeploy_ext.families.common.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.runtime.frames import Stepper
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.upstream.models.building import names_of_class
 
@@ -65,6 +63,3 @@ class AnchorFamily(SweepMethods, SequenceFamily):
     def check(self, cfg: Any, options: Options) -> None:
         super().check(cfg, options)
         check_limits(cfg)
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        return AnchorOnnx(paths, **engine)

@@ -1,6 +1,6 @@
 """CenterPoint: supported configs, graphs, reference and runtime."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mmdet3d.models.builder import DETECTORS
@@ -13,12 +13,10 @@ from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.centerpoint.facts import NMS_TYPES
 from mmdeploy_ext.families.centerpoint.graphs import facts_of, graphs
 from mmdeploy_ext.families.centerpoint.reference import CenterPointReference
-from mmdeploy_ext.families.centerpoint.runtime import CenterPointOnnx
 from mmdeploy_ext.families.common.detector_parts import test_cfg_of
 from mmdeploy_ext.families.common.lidar_models import UNTRACED, check_points_side
 from mmdeploy_ext.families.common.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.runtime.frames import Stepper
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.upstream.models.building import names_of_class
 
@@ -53,6 +51,3 @@ class CenterPointFamily(SweepMethods, SequenceFamily):
 
     def num_classes(self, model: nn.Module) -> int:
         return sum(model.pts_bbox_head.num_classes)
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        return CenterPointOnnx(paths, **engine)

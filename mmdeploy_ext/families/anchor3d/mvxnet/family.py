@@ -1,6 +1,6 @@
 """MVX-Net: supported configs and their modules."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import mmdet3d.datasets  # noqa: F401 - registers data sets and steps of pipelines
@@ -21,7 +21,6 @@ from mmdeploy_ext.families.common import anchor_heads
 from mmdeploy_ext.families.common.lidar_models import UNTRACED, LidarMethods, points_width
 from mmdeploy_ext.families.common.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
-from mmdeploy_ext.runtime.frames import Stepper
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.preparation import FusionRule
 from mmdeploy_ext.upstream.models.building import names_of_class
@@ -85,6 +84,3 @@ class MvxNetFamily(LidarMethods, SequenceFamily):
     def preprocess_rule(self, cfg: Any) -> FusionRule:
         self.check_model(cfg)
         return fusion_rule(cfg, points_width(cfg.model)[1])
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        return MvxNetOnnx(paths, **engine)

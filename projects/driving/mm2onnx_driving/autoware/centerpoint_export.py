@@ -16,7 +16,7 @@ from mmdet3d.core.bbox.coders.centerpoint_bbox_coders import CenterPointBBoxCode
 from torch import Tensor, nn
 
 from mm2onnx_driving.autoware.boxes import OUTPUTS, suppressed
-from mm2onnx_driving.autoware.centerpoint import ENCODER, HEAD, PILLARS, SPATIAL, AutowareCenterPoint
+from mm2onnx_driving.autoware.centerpoint import ENCODER, HEAD, PILLARS, SPATIAL
 from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts, in_words_of
 from mm2onnx_driving.autoware.nodes import CENTERPOINT, CHANNELS, POINT_WIDTH, POINTS, REMAPPER
 from mm2onnx_driving.folder_rules import node_cells
@@ -147,7 +147,7 @@ class NodeReference(CenterPointReference):
 
 
 class CenterPointFiles(AutowareContract):
-    node, opens = CENTERPOINT, AutowareCenterPoint
+    node = CENTERPOINT
 
     def check(self, cfg: Any) -> None:
         differences = _differences(cfg.model)

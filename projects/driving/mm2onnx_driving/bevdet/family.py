@@ -6,7 +6,7 @@ from torch import nn
 
 from mm2onnx_driving.bevdet.graphs import VIEWS, facts_of, graphs
 from mm2onnx_driving.bevdet.reference import BevDetReference
-from mm2onnx_driving.bevdet.runtime import FORM, VIEW, BevDetFacts, BevDetOnnx
+from mm2onnx_driving.bevdet.runtime import FORM, VIEW, BevDetFacts
 from mm2onnx_driving.common.lift_models import LiftFamily, LiftModels, check_view
 from mmdeploy_ext.base.config import test_cfg_key
 from mmdeploy_ext.base.errors import ConfigError
@@ -51,7 +51,6 @@ class BevDetFamily(LiftFamily):
         'img_view_transformer.forward', 'get_bboxes', 'get_task_detections', 'decode',
     )  # fmt: skip
     files = (FORM,)
-    opens = BevDetOnnx
     reference, graphs, facts = staticmethod(BevDetReference), staticmethod(graphs), staticmethod(facts_of)
 
     def num_classes(self, model: nn.Module) -> int:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from mm2onnx_driving.bevformer.runtime import FORM, BevFormerOnnx
+from mm2onnx_driving.bevformer.runtime import FORM
 from mm2onnx_driving.common.bev_graphs import BevFrame, frame_spec, with_sampling
 from mm2onnx_driving.common.bev_models import MEMORY, SETTINGS, BevFamily, check_memory
 from mm2onnx_driving.common.bev_reference import BevReference
@@ -48,7 +48,6 @@ class BevFormerFamily(BevFamily):
         '*deformable_attention.forward', 'grid_mask.forward',
     )  # fmt: skip
     files = (FORM,)
-    opens = BevFormerOnnx
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     reference, graphs = staticmethod(BevReference), staticmethod(graphs)
 

@@ -1,6 +1,6 @@
 """BEVFusion: frames, supported configs, graphs, references and runtimes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from mm2onnx_driving.bevfusion.fork import (
 from mm2onnx_driving.bevfusion.graphs import facts_of, graphs
 from mm2onnx_driving.bevfusion.model.fusion import check_parts
 from mm2onnx_driving.bevfusion.reference import BEVFusionReference
-from mm2onnx_driving.bevfusion.runtime import BEVFusionOnnx
 from mm2onnx_driving.bevfusion.samples import dumped, frame, fusion_rule, moments
 from mmdeploy_ext.base.config import refused_values
 from mmdeploy_ext.base.errors import CheckpointError, ConfigError
@@ -30,7 +29,6 @@ from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.sequence_data import SequenceData
 from mmdeploy_ext.families.synthetic.info_files import generated_dataset
 from mmdeploy_ext.families.synthetic.moments import fused_frames
-from mmdeploy_ext.runtime.frames import Stepper
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.preparation import FusionRule
 from mmdeploy_ext.upstream.models.building import build_without_weights
@@ -129,9 +127,6 @@ class BEVFusionFamily(SequenceFamily):
     def preprocess_rule(self, cfg: Any) -> FusionRule:
         check_model(cfg)
         return fusion_rule(cfg)
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> Stepper:
-        return BEVFusionOnnx(paths, **engine)
 
 
 def check_model(cfg: Any) -> None:

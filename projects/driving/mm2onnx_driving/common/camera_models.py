@@ -5,7 +5,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from mmdet.models.builder import MODELS as MMDET_MODELS
 from mmdet3d.models import build_model
@@ -18,9 +18,9 @@ from mmdeploy_ext.base.source_code import nearest_base
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.samples import result
+from mmdeploy_ext.families.contracts import PUBLISHED
 from mmdeploy_ext.runtime.infos import INFOS, read_infos
 from mmdeploy_ext.runtime.preprocess.cameras import multiview_rule
-from mmdeploy_ext.runtime.streams import StreamRuntime
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.preparation import MultiViewRule
 from mmdeploy_ext.upstream.models.building import build_without_weights
@@ -156,8 +156,8 @@ class CameraFamily:
     """Methods of families of several cameras; derive from this class before `SequenceFamily`."""
 
     models: CameraModels
-    opens: ClassVar[type[StreamRuntime]]
     samples, memory = 'frames', True
+    settings = PUBLISHED
     result = staticmethod(result)
 
     def claims(self, cfg: Any) -> Claim:
@@ -171,10 +171,6 @@ class CameraFamily:
 
     def build(self, cfg: Any) -> nn.Module:
         return self.models.build(cfg)
-
-    def runner(self, paths: Sequence[str], engine: Mapping[str, Any]) -> StreamRuntime:
-        # the published models know no time gap: proof and metrics compare like with like
-        return self.opens(paths, max_gap_s=None, **engine)
 
     def box_facts(self, model: nn.Module) -> dict[str, Any]:
         coder = model.pts_bbox_head.bbox_coder

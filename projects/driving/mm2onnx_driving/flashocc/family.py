@@ -9,7 +9,7 @@ from mm2onnx_driving.common.lift_models import LiftFamily, LiftModels, check_vie
 from mm2onnx_driving.flashocc.graphs import HEAD, facts_of, graphs
 from mm2onnx_driving.flashocc.instances import CENTER_MAPS, FlashOccFacts
 from mm2onnx_driving.flashocc.reference import FlashOccReference
-from mm2onnx_driving.flashocc.runtime import FORM, LOGITS, FlashOccOnnx
+from mm2onnx_driving.flashocc.runtime import FORM, LOGITS
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.runtime.occupancy import Occupancy
 from mmdeploy_ext.spec.memory import MemorySpec
@@ -61,7 +61,6 @@ class FlashOccFamily(LiftFamily):
         'get_occ_gpu', 'simple_test_aux_centerness', 'aux_centerness_head.get_centers',
     )  # fmt: skip
     files = (FORM,)
-    opens = FlashOccOnnx
     class_names = CLASSES
     reference, graphs, facts = staticmethod(FlashOccReference), staticmethod(graphs), staticmethod(facts_of)
 

@@ -13,7 +13,7 @@ from mm2onnx_driving.common.camera_samples import loaded_frame
 from mm2onnx_driving.common.runtime.query_boxes import PREDICTIONS
 from mm2onnx_driving.petr.graphs import EXACT, FEATURES, graphs
 from mm2onnx_driving.petr.reference import PetrReference
-from mm2onnx_driving.petr.runtime import FRAME, MODEL, PORTABLE_FILES, RIG, PetrFacts, PetrOnnx
+from mm2onnx_driving.petr.runtime import FRAME, MODEL, PORTABLE_FILES, RIG, PetrFacts
 from mmdeploy_ext.base.config import test_dataset, test_pipeline
 from mmdeploy_ext.base.errors import ConfigError, DataError
 from mmdeploy_ext.families.common.box_conventions import check_coder, note_convention, state_convention
@@ -106,7 +106,6 @@ class PetrFamily(CameraFamily, SequenceFamily):
         'decode', 'decode_single', 'grid_mask.forward',
     )  # fmt: skip
     files = PORTABLE_FILES
-    opens = PetrOnnx
     ignores_places = True  # the motion is composed in float64
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     reference, graphs = staticmethod(PetrReference), staticmethod(graphs)

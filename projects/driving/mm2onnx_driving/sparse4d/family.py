@@ -20,7 +20,7 @@ from mm2onnx_driving.common.runtime.instances import InstanceBoxes
 from mm2onnx_driving.sparse4d.graphs import graphs
 from mm2onnx_driving.sparse4d.model import check_version
 from mm2onnx_driving.sparse4d.reference import Sparse4DReference
-from mm2onnx_driving.sparse4d.runtime import FORM, PREDICTIONS, Sparse4DFacts, Sparse4DOnnx
+from mm2onnx_driving.sparse4d.runtime import FORM, PREDICTIONS, Sparse4DFacts
 from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import samples
@@ -70,7 +70,6 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
         '*kps_generator.forward', 'grid_mask.forward',
     )  # fmt: skip
     files = (FORM,)
-    opens = Sparse4DOnnx
     ignores_places = True  # the bank composes poses in float64
     ignored_prefixes = ('depth_branch.', 'head.instance_bank.anchor_handler.')
     data = Sparse4DData()

@@ -30,7 +30,7 @@ from mm2onnx_driving.sparsedrive.facts import (
 )
 from mm2onnx_driving.sparsedrive.graphs import graphs
 from mm2onnx_driving.sparsedrive.reference import SparseDriveReference
-from mm2onnx_driving.sparsedrive.runtime import FILES, SparseDriveOnnx, frame_with_command
+from mm2onnx_driving.sparsedrive.runtime import FILES, frame_with_command
 from mm2onnx_driving.sparsedrive.upstream import UpstreamReference
 from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.base.errors import ConfigError
@@ -178,7 +178,6 @@ class SparseDriveFamily(CameraFamily, SequenceFamily):
     )
     untraced = ()
     files = FILES
-    opens = SparseDriveOnnx
     ignores_places = True
     ignored_prefixes = (
         'depth_branch.',

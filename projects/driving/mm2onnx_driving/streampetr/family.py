@@ -17,7 +17,7 @@ from mm2onnx_driving.common.runtime.query_boxes import PREDICTIONS
 from mm2onnx_driving.streampetr.graphs import graphs
 from mm2onnx_driving.streampetr.model.live import HEAD_METHODS, check_parts, steps_of
 from mm2onnx_driving.streampetr.reference import StreamPetrReference
-from mm2onnx_driving.streampetr.runtime import GRAPHS, StreamPetrFacts, StreamPetrOnnx
+from mm2onnx_driving.streampetr.runtime import GRAPHS, StreamPetrFacts
 from mmdeploy_ext.base.errors import ConfigError, DataError
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.sequence import SequenceFamily
@@ -118,7 +118,6 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
         'grid_mask.forward',
     )  # fmt: skip
     files = GRAPHS
-    opens = StreamPetrOnnx
     data = StreamPetrData()
     ignores_places = True  # its memory is in the last LiDAR frame
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')

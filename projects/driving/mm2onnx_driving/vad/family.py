@@ -14,7 +14,7 @@ from mm2onnx_driving.common.camera_models import CameraModels
 from mm2onnx_driving.common.runtime.query_boxes import PREDICTIONS
 from mm2onnx_driving.vad.graphs import graphs
 from mm2onnx_driving.vad.reference import VadReference
-from mm2onnx_driving.vad.runtime import DECIDED, FORM, OUTPUTS, VadFacts, VadOnnx, frame_with_command
+from mm2onnx_driving.vad.runtime import DECIDED, FORM, OUTPUTS, VadFacts, frame_with_command
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.samples import result
@@ -123,7 +123,6 @@ class VadFamily(BevFamily):
         '*deformable_attention.forward', 'grid_mask.forward',
     )  # fmt: skip
     files = (FORM,)
-    opens = VadOnnx
     ignored_prefixes = ('pts_bbox_head.code_weights', 'pts_bbox_head.map_code_weights')
     data = VadData()
     reference, graphs = staticmethod(VadReference), staticmethod(graphs)

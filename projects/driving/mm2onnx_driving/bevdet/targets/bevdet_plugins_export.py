@@ -20,8 +20,6 @@ from mm2onnx_driving.bevdet.runtime import FORM, VIEW
 from mm2onnx_driving.bevdet.targets.bevdet_plugins import (
     FILE,
     PRESENT,
-    CppOnnx,
-    PoolOnnx,
     grey_levels,
     normalised,
     picture_places,
@@ -230,7 +228,7 @@ class CppReference(BevDetReference):
 class CppFiles(Contract):
     """The one graph with the plug-ins, and the program's settings."""
 
-    opens, settings, replaces, notes = CppOnnx, PUBLISHED, REPLACED, NOTES
+    settings, replaces, notes = PUBLISHED, REPLACED, NOTES
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -354,7 +352,7 @@ class PooledFrame(PooledNetwork, BevDetHeads):
 
 
 class PoolFiles(Contract):
-    opens, settings, replaces = PoolOnnx, PUBLISHED, REPLACED
+    settings, replaces = PUBLISHED, REPLACED
 
     def check(self, cfg: Any) -> None:
         if cfg.model.type != 'BEVDet':

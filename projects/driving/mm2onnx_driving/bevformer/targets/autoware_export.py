@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts, published
 from mm2onnx_driving.autoware.nodes import BEVFORMER, CAMERAS
 from mm2onnx_driving.bevformer.family import spec
-from mm2onnx_driving.bevformer.targets.autoware import AutowareBevFormer
 from mm2onnx_driving.bevformer.targets.tensorrt_plugins_export import (
     DeployedFrame,
     deployed_spec,
@@ -58,7 +57,7 @@ class NodeReference(BevReference):
 
 
 class BevFormerFiles(AutowareContract):
-    node, opens = BEVFORMER, AutowareBevFormer
+    node = BEVFORMER
 
     def check(self, cfg: Any) -> None:
         rule = self.family.preprocess_rule(cfg)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mm2onnx_driving.bevformer.family import spec
 from mm2onnx_driving.bevformer.runtime import FORM
 from mm2onnx_driving.bevformer.targets import tensorrt_operators
-from mm2onnx_driving.bevformer.targets.tensorrt_plugins import DEPLOYED_NAMES, PluginOnnx
+from mm2onnx_driving.bevformer.targets.tensorrt_plugins import DEPLOYED_NAMES
 from mm2onnx_driving.common.bev_graphs import BevFrame
 from mm2onnx_driving.common.camera_graphs import camera_graphs
 from mm2onnx_driving.common.runtime.query_boxes import PREDICTIONS
@@ -94,8 +94,6 @@ class PluginFrame(DeployedFrame):
 
 
 class PluginFiles(Contract):
-    opens = PluginOnnx
-
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         module = PluginFrame(model, tuple(model.input_sizes[1:]))
         contract = deployed_spec(spec(model), 'trt-plugin')

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts, published
 from mm2onnx_driving.autoware.nodes import BEVFUSION_LIDAR
 from mm2onnx_driving.bevfusion.reference import BEVFusionReference, predictions_of
-from mm2onnx_driving.bevfusion.targets.autoware import BEV, LIDAR, AutowareBEVFusion
+from mm2onnx_driving.bevfusion.targets.autoware import BEV, LIDAR
 from mm2onnx_driving.bevfusion.targets.cuda_bevfusion.export import check_head
 from mm2onnx_driving.bevfusion.targets.implicit_gemm import DOMAIN, VERSION, ImplicitGemm
 from mmdeploy_ext.base.errors import ConfigError
@@ -171,7 +171,7 @@ class NodeReference(BEVFusionReference):
 
 
 class BEVFusionFiles(AutowareContract):
-    node, opens = BEVFUSION_LIDAR, AutowareBEVFusion
+    node = BEVFUSION_LIDAR
 
     def check(self, cfg: Any) -> None:
         check_head(cfg, 'autoware')

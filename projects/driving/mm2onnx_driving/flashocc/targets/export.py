@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mm2onnx_driving.flashocc.graphs import output_specs
-from mm2onnx_driving.flashocc.runtime import FORM, PooledOnnx
+from mm2onnx_driving.flashocc.runtime import FORM
 from mm2onnx_driving.plugins.bev_pool_export import REPLACED, PooledNetwork, pooled_graph
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.contracts import PUBLISHED, Contract
@@ -33,7 +33,7 @@ class PooledLabels(PooledLogits):
 
 
 class PooledFiles(Contract):
-    opens, settings, replaces = PooledOnnx, PUBLISHED, REPLACED
+    settings, replaces = PUBLISHED, REPLACED
 
     def check(self, cfg: Any) -> None:
         if (kind := cfg.model.img_view_transformer.type) != 'LSSViewTransformer':

@@ -6,7 +6,6 @@ Glossary: N cameras of a frame, C channels, h, w feature map, L decoder layers, 
 """
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ from mm2onnx_driving.petr.targets.dl4agx import (
     BOUND_NAMES,
     BOUND_POSITIONS,
     BOUND_TIME,
-    PetrBound,
     bound_files,
     bound_note,
 )
@@ -95,11 +93,7 @@ def bound(size: Sizes) -> list[GraphSpec]:
 
 
 class Dl4agxFiles(Contract):
-    opens = PetrBound
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return dict(PUBLISHED, frames=self.family.frames)
+    settings = PUBLISHED
 
     @property
     def files(self) -> tuple[str, ...]:

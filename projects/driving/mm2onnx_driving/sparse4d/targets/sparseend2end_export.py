@@ -21,7 +21,7 @@ from mm2onnx_driving.common.instance_graphs import map_sizes
 from mm2onnx_driving.layers.sparse_instances.steps import Pictures, Remembered, feature_rows, run_head
 from mm2onnx_driving.sparse4d.graphs import predictions, temporal_inputs
 from mm2onnx_driving.sparse4d.reference import Sparse4DReference
-from mm2onnx_driving.sparse4d.targets.sparseend2end import CONSTANTS, FILES, SparseEnd2EndOnnx
+from mm2onnx_driving.sparse4d.targets.sparseend2end import CONSTANTS, FILES
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.contracts import Contract
 from mmdeploy_ext.spec.options import Options
@@ -148,7 +148,7 @@ class NodeReference(Sparse4DReference):
 class SparseEnd2EndFiles(Contract):
     """The three graphs, and the constants of the heads."""
 
-    files, opens = FILES, SparseEnd2EndOnnx
+    files = FILES
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         modules = Backbone(model), FirstFrame(model), NextFrame(model)

@@ -20,7 +20,7 @@ from mm2onnx_driving.streampetr.graphs import ExtractImgFeat, HeadStep, RigEmbed
 from mm2onnx_driving.streampetr.memory import FIELDS
 from mm2onnx_driving.streampetr.model import memory as temporal
 from mm2onnx_driving.streampetr.model.memory import Memory
-from mm2onnx_driving.streampetr.targets.autoware import AutowareStreamPetr, from_node
+from mm2onnx_driving.streampetr.targets.autoware import from_node
 from mmdeploy_ext.families.contracts import PUBLISHED
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
@@ -138,7 +138,7 @@ def _rows(tensor: TensorSpec, rows: int, field: str) -> TensorSpec:
 
 
 class StreamPetrFiles(AutowareContract):
-    node, opens, ignores_places = STREAMPETR, AutowareStreamPetr, False
+    node, ignores_places = STREAMPETR, False
     settings = PUBLISHED
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:

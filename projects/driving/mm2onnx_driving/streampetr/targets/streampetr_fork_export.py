@@ -144,7 +144,7 @@ def fork_spec(size: Sizes, options: Options) -> GraphSpec:
 
 class ForkFiles(Contract):
     files, one_file, ignores_places = ForkOnnx.files, True, False
-    opens, settings = ForkOnnx, PUBLISHED
+    settings = PUBLISHED
 
     def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
         size = sizes(model, *model.input_sizes, options.layers)

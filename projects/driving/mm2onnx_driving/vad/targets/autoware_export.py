@@ -22,7 +22,7 @@ from mm2onnx_driving.layers.bev_view.steps import LastView, encode_view
 from mm2onnx_driving.vad.graphs import further_specs, spec
 from mm2onnx_driving.vad.runtime import OUTPUTS as PORTABLE
 from mm2onnx_driving.vad.steps import OUTPUTS, predict
-from mm2onnx_driving.vad.targets.autoware import FIRST, NEXT, AutowareVad
+from mm2onnx_driving.vad.targets.autoware import FIRST, NEXT
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS, YAW_DEG
 from mmdeploy_ext.spec.options import Options
@@ -105,7 +105,7 @@ def specs(model: nn.Module) -> list[GraphSpec]:
 
 
 class VadFiles(AutowareContract):
-    node, opens = VAD, AutowareVad
+    node = VAD
 
     def check(self, cfg: Any) -> None:
         transformer = cfg.model.pts_bbox_head.transformer

@@ -27,7 +27,6 @@ from mm2onnx_driving.bevfusion.targets.cuda_bevfusion.loop import (
     POOLED,
     SPARSE,
     UNROUNDED,
-    CudaBEVFusion,
 )
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.exporting.sparse import libspconv
@@ -208,7 +207,7 @@ class CudaReference(BEVFusionReference):
 
 
 class CudaFiles(Contract):
-    files, opens, settings = GRAPHS, CudaBEVFusion, dict(to_compare=True)
+    files, settings = GRAPHS, dict(to_compare=True)
 
     def check(self, cfg: Any) -> None:
         check_head(cfg, 'cuda-bevfusion')
