@@ -379,11 +379,12 @@ def add_fields(parser: Any, request: type, names: str, **settings: Any) -> None:
         field = request.__dataclass_fields__[name]
         given = dict(field.metadata['settings'], **settings)
         words, default = field.metadata['names'], given.pop('default', field.default)
+        text = given.pop('text', field.metadata['text'])
         if words.startswith('-'):
             given['dest'] = name
         if default == '' or default is False or default is dataclasses.MISSING:  # nothing is given then
             default = None
-        add(parser, words, field.metadata['text'], default, **given)
+        add(parser, words, text, default, **given)
 
 
 def takes(request: Callable[Arguments, Item], rest: str = '') -> Callable[..., Callable[Arguments, Result]]:

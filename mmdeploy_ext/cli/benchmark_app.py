@@ -18,32 +18,40 @@ from mmdeploy_ext.engines.registry import ENGINES, check_names
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.upstream import compat
 
+DESCRIPTIONS = {
+    shared.DETECTOR: 'Measure a model in PyTorch and as ONNX graphs: interleaved rounds in one '
+    'process, from prepared images to detections.',
+    shared.PARTS: 'Measure the test path of a detector in PyTorch, and with exported parts instead of its '
+    'own modules, in turns.',
+}
 
-def build_parser(chosen: str = shared.DETECTOR) -> cli.ArgumentParser:
-    return shared.parser_of(VARIANTS, chosen)
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def build_parser(subject: str = shared.DETECTOR) -> cli.ArgumentParser:
+    parser = shared.parser_of(subject, DESCRIPTIONS, build_parser)
     cli.add_fields(parser, ModelRequest, shared.MODEL)
     add = cli.adder(parser)
+    add(
+        '--parts FOLDER',
+        'measure PyTorch with the exported parts of FOLDER instead of its own modules; options: `--parts'
+        ' --help`',
+    )
+    add('--max-iter N', 'measured rounds (default: 20)', 20)
+    add('--warmup N', 'warm-up rounds (default: 3)', 3)
+    add('--json FILE', 'write all figures as JSON')
+    if subject == shared.PARTS:
+        parts_app.add_samples(parser)
+        return parser
     add(
         '--onnx m.onnx...',
         'exported files (default: `full` and `raw` are exported to a temporary folder)',
         [],
     )
     add(
-        '--parts FOLDER',
-        'measure PyTorch with the exported parts of FOLDER instead of its own modules; options: `--parts'
-        ' --help`',
-    )
-    add(
         '--engines A,B',
         f'engines to measure: {",".join(ENGINES)} (default: torch,onnxruntime)',
         'torch,onnxruntime',
     )
-    add('--max-iter N', 'measured rounds (default: 20)', 20)
     add('--repeat-num N', 'repeat all rounds (default: 1)', 1)
-    add('--warmup N', 'warm-up rounds (default: 3)', 3)
     add(
         '--max-seconds S',
         'stop after S seconds, but not before three rounds; 0 runs all rounds (default: 0, sparse '
@@ -65,7 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--threads N', 'threads of every engine (default: number of cores)', 0)
     add('--images PATH...', 'images or folders (default: demo/toy.jpg)')
     add('--no-memory', 'do not measure memory, which starts a process per contender')
-    add('--json FILE', 'write all figures as JSON')
     add('--chart FILE.png', 'draw a bar chart', writes='{}')
     add(
         '--launcher',
@@ -88,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'only the backbone is exported: 5000 20000 60000 120000)',
         type=int,
     )
+    return parser
 
 
 def _check(args: argparse.Namespace) -> list[str]:
@@ -114,6 +122,8 @@ def _check(args: argparse.Namespace) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.subject == shared.PARTS:
+        return parts_app.run_benchmark(args)
     engines = _check(args)
 
     compat.apply()
@@ -144,14 +154,5 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-VARIANTS = {
-    shared.DETECTOR: shared.Variant(
-        'Measure a model in PyTorch and as ONNX graphs: interleaved rounds in one '
-        'process, from prepared images to detections.',
-        add_arguments,
-        run,
-    ),
-    shared.PARTS: parts_app.BENCHMARK,
-}
-chosen_by = functools.partial(shared.variant_by_option, VARIANTS)
-main = shared.program_of(VARIANTS, chosen_by)
+chosen_by = functools.partial(shared.subject_by_option, subjects=[shared.PARTS])
+main = shared.program(run, build_parser, chosen_by)

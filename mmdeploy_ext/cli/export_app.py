@@ -47,30 +47,62 @@ COMMON = {
 SIZES = {False: 'fixed', True: 'dynamic'}
 
 
-def build_parser(chosen: str = shared.DETECTOR, **settings: Any) -> cli.ArgumentParser:
-    """`settings` go to `add_arguments`."""
-    return shared.parser_of(VARIANTS, chosen, **settings)
+DESCRIPTIONS = {
+    shared.DETECTOR: 'Export an OpenMMLab 1.x detector to ONNX and prove that the file equals the model.',
+    shared.PARTS: 'Export parts of any detector as separate files, from its test path. Exit status 0 '
+    'exported or proven, 1 not proven, 2 usage.',
+    shared.BACKBONE: "Export the sparse-convolution backbone of a LiDAR model, to NVIDIA's libspconv dialect "
+    'or to standard ONNX operators. Neither export nor proof needs a GPU.',
+}
+OUTPUTS = {
+    shared.DETECTOR: {},
+    shared.PARTS: dict(text='folder to write (default: cut)', default='cut', writes='{}/parts.json'),
+    shared.BACKBONE: dict(text='file to write (default: lidar.backbone.ORDER.onnx)'),
+}
+"""Settings of --out."""
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser, only_check: bool = False, show_all: bool = False, only: str = ''
-) -> None:
-    """Add the options of whole detectors.
+def build_parser(
+    subject: str = shared.DETECTOR, only_check: bool = False, show_all: bool = False, only: str = ''
+) -> cli.ArgumentParser:
+    """Build the parser of a subject.
 
     - only_check: CHECKPOINT may be left out.
     - show_all: the help shows all.
     - only: family whose configs are taken; '' takes all.
     """
-    parser.set_defaults(only=only)
+    parser = shared.parser_of(subject, DESCRIPTIONS, build_parser)
     cli.add_fields(parser, ExportRequest, 'config')
     cli.add_fields(parser, ExportRequest, 'checkpoint', nargs='?' if only_check else None)
-    cli.add_fields(parser, ExportRequest, 'cfg_options device')
+    cli.add_fields(parser, ExportRequest, 'cfg_options')
+    if subject != shared.BACKBONE:
+        cli.add_fields(parser, ExportRequest, 'device')
+    add = cli.adder(parser)
+    if subject == shared.PARTS:
+        add(
+            '--parts PART...',
+            "module paths joined by + ('backbone+neck'), or methods ('extract_feat()'); 'list' shows "
+            "possible parts, 'samples' prints a file for --samples",
+        )
+    else:
+        add('--backbone', 'export only the sparse backbone of a LiDAR model; options: `--backbone --help`')
+    cli.add_fields(parser, ExportRequest, 'output_file', **OUTPUTS[subject])
+    add('--verify', 'prove the file; exit status 1 if it is not proven')
+    if subject == shared.DETECTOR:
+        add_arguments(parser)
+        parser.set_defaults(only=only)
+        for action in parser._actions:
+            if not show_all and action.option_strings and not COMMON.intersection(action.option_strings):
+                action.help = argparse.SUPPRESS
+    else:
+        (parts_app if subject == shared.PARTS else export_scn_app).add_arguments(parser)
+    return parser
+
+
+def add_arguments(parser: cli.ArgumentParser) -> None:
+    """Add the options of whole detectors."""
     add = cli.adder(parser)
     add('--help-all', 'show all options, including those of one family or contract', action='help')
-    add(
-        '--backbone',
-        'export only the sparse backbone of a LiDAR model; options: `--backbone --help`',
-    )
     add(
         '--parts',
         'export parts of any detector as separate files, e.g. backbone+neck; options: `--parts --help`',
@@ -79,7 +111,7 @@ def add_arguments(
         '--check',
         'report what would be exported or why it cannot be; writes nothing and needs no CHECKPOINT',
     )
-    cli.add_fields(parser, ExportRequest, 'output_file picture')
+    cli.add_fields(parser, ExportRequest, 'picture')
     add(
         '--images --test-img PATH...',
         'more samples for --verify: images or folders (default: 3 of the data set, else the mirrored '
@@ -94,19 +126,19 @@ def add_arguments(
         'ignored; class names come from the checkpoint or the config',
     )
     cli.add_fields(parser, ExportRequest, 'ignored_keys')
-    add('--verify', 'prove the file; exit status 1 if it is not proven')
     add('--show', "draw both engines' detections to FILE.png and print the graph")
     cli.add_fields(parser, ProofRequest, f'{shared.ENGINE} library')
     shared.add_report_arguments(parser)
-    for action in parser._actions:
-        if not show_all and action.option_strings and not COMMON.intersection(action.option_strings):
-            action.help = argparse.SUPPRESS
 
 
-def run(args: argparse.Namespace, only: str = '') -> int:
+def run(args: argparse.Namespace) -> int:
+    if args.subject == shared.BACKBONE:
+        return export_scn_app.run(args)
     check_config_file(args.config)
+    if args.subject == shared.PARTS:
+        return parts_app.run(args)
     try:
-        return _run(args, only)
+        return _run(args)
     except (ConfigError, ExportError) as error:
         refused = error
     parts = parts_app.parts_of_refused(args)  # behind the block: its errors are not caused by this one
@@ -117,7 +149,7 @@ def run(args: argparse.Namespace, only: str = '') -> int:
     raise advised from refused
 
 
-def _run(args: argparse.Namespace, only: str) -> int:
+def _run(args: argparse.Namespace) -> int:
     cli.wait_passively()
     engine, values = shared.engine_options(args), shared.graph_values(args)
     check_arguments(args)
@@ -129,7 +161,7 @@ def _run(args: argparse.Namespace, only: str) -> int:
     finally:
         proof.print_replaced()
     family, kind = detector.family, kind_of(detector.family)
-    check_family(args, family, engine, only)
+    check_family(args, family, engine)
     if args.skip_postprocess:
         check_raw_form(family)
     options = chosen_options(detector, request)
@@ -182,11 +214,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     check_normalisation(args.mean, args.std)
 
 
-def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any], only: str) -> None:
+def check_family(args: argparse.Namespace, family: Family, engine: dict[str, Any]) -> None:
     """Raise UsageError for a family of another tool, and arguments that the family lacks."""
-    if only and family.name != only:
+    if args.only and family.name != args.only:
         raise UsageError(
-            f'{args.config}: is a config of family {family.name!r}, expected {only!r}; '
+            f'{args.config}: is a config of family {family.name!r}, expected {args.only!r}; '
             f'use {tool("export")} for it'
         )
     shared.refuse_of_kind(args, build_parser(), 'export', family)
@@ -332,23 +364,14 @@ def _export_row(detector: Detector, options: Options) -> tuple[str, ...]:
     return *title, str(options.get('opset', '')), *texts
 
 
-VARIANTS = {
-    shared.DETECTOR: shared.Variant(
-        'Export an OpenMMLab 1.x detector to ONNX and prove that the file equals the model.',
-        add_arguments,
-        lambda args: run(args, args.only),
-    ),
-    shared.PARTS: parts_app.EXPORT,
-    shared.BACKBONE: export_scn_app.EXPORT,
-}
-chosen_by = functools.partial(shared.variant_by_option, VARIANTS)
+chosen_by = functools.partial(shared.subject_by_option, subjects=[shared.BACKBONE, shared.PARTS])
 
 
 def main(argv: Sequence[str] | None = None, only: str = '') -> int:
     words = sys.argv[1:] if argv is None else list(argv)
-    chosen = chosen_by(words)
-    make = functools.partial(
-        build_parser, only_check='--check' in words, show_all='--help-all' in words, only=only
-    )
-    parser = functools.partial(shared.parser_for, make, words) if chosen == shared.DETECTOR else None
-    return shared.run_variant(VARIANTS, chosen, words, parser)
+
+    def build(subject: str) -> cli.ArgumentParser:
+        make = functools.partial(build_parser, subject, '--check' in words, '--help-all' in words, only)
+        return shared.parser_for(make, words) if subject == shared.DETECTOR else make()
+
+    return shared.program(run, build, chosen_by)(words)

@@ -30,18 +30,15 @@ PRECISIONS = ('fp16', 'int8')
 """Precisions of a layer, and of its output."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add(parser, '--backbone', 'export only the sparse backbone')
-    ranges.add_backbone_arguments(parser)
-    text = 'file to write (default: lidar.backbone.ORDER.onnx)'
-    cli.add(parser, '--out --output-file FILE', text, dest='output_file')
+def add_arguments(parser: cli.ArgumentParser) -> None:
+    """Add the options of `export --backbone`."""
+    ranges.add_weight_layout(parser)
     shared.add_declared(parser, choices.SPARSE)
     ranges.add_arguments(
         parser.add_argument_group('ranges of int8', 'measured ranges are written to FILE.ranges.json')
     )
     group = parser.add_argument_group('proof')
     add = cli.adder(group)
-    add('--verify', 'prove the file; exit status 1 if it is not proven')
     add('--verify-only', 'prove the existing file of --out and write nothing')
     add(
         '--edited',
@@ -187,11 +184,3 @@ def _check_proof(args: argparse.Namespace) -> None:
             raise UsageError(f'--{name}: requires --verify or --verify-only')
     if args.node_list and not Path(args.node_list).is_file():
         raise UsageError(f'{args.node_list}: no such file')
-
-
-EXPORT = shared.Variant(
-    "Export the sparse-convolution backbone of a LiDAR model, to NVIDIA's libspconv dialect or to "
-    'standard ONNX operators. Neither export nor proof needs a GPU.',
-    add_arguments,
-    run,
-)

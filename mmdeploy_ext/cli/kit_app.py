@@ -26,27 +26,35 @@ OF_MODULES = ('inputs', 'tolerance', 'state', 'rows', 'seed', 'no_generated')
 """Options of --module only."""
 
 
-def build_parser(chosen: str = shared.DETECTOR) -> argparse.ArgumentParser:
-    return shared.parser_of(VARIANTS, chosen)
+DESCRIPTIONS = {
+    shared.DETECTOR: "Write a kit: an ONNX model, inputs, and PyTorch's results. Run the inputs on the "
+    'device, then mm2onnx judge; or show the kit in a browser with --serve. The model is an export of '
+    'CONFIG and CHECKPOINT or, with --module, any ONNX file of your own module.',
+    shared.PARTS: 'Write a kit of a folder of `mm2onnx export --parts`: its files, their inputs, and '
+    "PyTorch's outputs. Run the inputs on the device, then mm2onnx judge.",
+}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = cli.adder(parser)
-    add(
-        'onnx_file m.onnx|FOLDER',
-        'the ONNX file, or the folder of an export of several files',
-        nargs='?',
-    )
-    cli.add_fields(parser, ModelRequest, 'config checkpoint', nargs='?')
+def build_parser(subject: str = shared.DETECTOR) -> cli.ArgumentParser:
+    parser, is_parts = shared.parser_of(subject, DESCRIPTIONS, build_parser), subject == shared.PARTS
+    add, nargs = cli.adder(parser), None if is_parts else '?'
+    add('onnx_file m.onnx|FOLDER', 'the ONNX file, or the folder of an export of several files', nargs=nargs)
+    cli.add_fields(parser, ModelRequest, 'config checkpoint', nargs=nargs)
     cli.add_fields(parser, ModelRequest, 'cfg_options device')
-    _add_outputs(parser)
+    add('--out KIT', 'folder to write; new or empty', writes='', required=is_parts)
+    add('--licence WORDS', 'licence of --samples, for the README')
+    add('--zip', 'also write KIT.zip')
+    add('--web', 'add onnxruntime-web to the kit, so that any web server can show its page')
+    if is_parts:
+        parts_app.add_samples(parser)
+        return parser
     add(
         '--samples PATH...',
         'images or image folders (default: demo/toy.jpg); sweeps, or an info file of frames (default:'
         " of the config's data set, else generated); with --module FILE.py:samples, a function that "
         'yields samples',
     )
-    cli.add(parser, '--frames N', 'frames or sweeps of a model of several files (default: 12)', type=int)
+    add('--frames N', 'frames or sweeps of a model of several files (default: 12)', type=int)
     cli.add_fields(parser, ModelRequest, 'mean std')
     group = parser.add_argument_group('to show a kit in a browser')
     cli.add(group, '--serve KIT', 'serve KIT on this machine until Ctrl+C; needs no other argument')
@@ -59,24 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'function without arguments that returns the module in evaluation mode',
     )
     shared.add_module_arguments(of_module)
-
-
-def add_parts_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add(parser, 'folder FOLDER', 'folder of `mm2onnx export --parts`')
-    cli.add_fields(parser, ModelRequest, shared.MODEL)
-    _add_outputs(parser, required=True)
-    parts_app.add_samples(cli.adder(parser))
-
-
-def _add_outputs(parser: argparse.ArgumentParser, **settings: Any) -> None:
-    cli.add(parser, '--out KIT', 'folder to write; new or empty', writes='', **settings)
-    add = cli.adder(parser)
-    add('--licence WORDS', 'licence of --samples, for the README')
-    add('--zip', 'also write KIT.zip')
-    add('--web', 'add onnxruntime-web to the kit, so that any web server can show its page')
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.subject == shared.PARTS:
+        return _write(args, write_of_parts)
     if args.serve:
         return _serve(args)
     if not (args.onnx_file and args.out and (args.module or (args.config and args.checkpoint))):
@@ -85,10 +81,6 @@ def run(args: argparse.Namespace) -> int:
         return _write(args, write_of_module)
     shared.refuse_options(args, build_parser(), OF_MODULES, 'requires --module')
     return _write(args, write_of_detector)
-
-
-def run_parts(args: argparse.Namespace) -> int:
-    return _write(args, write_of_parts)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -143,7 +135,7 @@ def write_of_parts(args: argparse.Namespace) -> dict[str, Any]:
     from mmdeploy_ext.bench.kit.modules import write_parts_kit
     from mmdeploy_ext.proving.parts.folder import CutFolder
 
-    folder = CutFolder.read(args.folder)
+    folder = CutFolder.read(args.onnx_file)
     detector, samples = parts_app.open_model(args)
     pictures = [dict(name='samples of the parts', licence=args.licence or NOT_STATED)]
     return write_parts_kit(detector, folder, samples, args.out, pictures)
@@ -171,20 +163,5 @@ def write_of_module(args: argparse.Namespace) -> dict[str, Any]:
     return write_module_kit(proof, args.out, pictures, generate=not args.no_generated)
 
 
-VARIANTS = {
-    shared.DETECTOR: shared.Variant(
-        "Write a kit: an ONNX model, inputs, and PyTorch's results. Run the inputs on the device, then "
-        'mm2onnx judge; or show the kit in a browser with --serve. The model is an export of CONFIG and '
-        'CHECKPOINT or, with --module, any ONNX file of your own module.',
-        add_arguments,
-        run,
-    ),
-    shared.PARTS: shared.Variant(
-        "Write a kit of a folder of `mm2onnx export --parts`: its files, their inputs, and PyTorch's "
-        'outputs. Run the inputs on the device, then mm2onnx judge.',
-        add_parts_arguments,
-        run_parts,
-    ),
-}
 chosen_by = parts_app.chosen_by
-main = shared.program_of(VARIANTS, chosen_by)
+main = shared.program(run, build_parser, chosen_by)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,65 +34,48 @@ DETECTOR, PARTS, BACKBONE = (
     'sparse backbones (export --backbone)',
 )
 """What a command is about; its options depend on it."""
+OPTION_OF = {PARTS: '--parts', BACKBONE: '--backbone'}
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A command for one of `DETECTOR`, `PARTS` and `BACKBONE`.
-
-    Attributes:
-        description: of its help.
-        add_arguments: adds its options to a parser.
-        run: its function from the arguments to the exit status.
-    """
-
-    description: str
-    add_arguments: Callable[..., None]
-    run: Callable[[argparse.Namespace], int]
-
-
-Variants = Mapping[str, Variant]
-
-
-def variant_by_option(variants: Variants, words: Sequence[str]) -> str:
-    """Key of the variant that --backbone or --parts chooses."""
+def subject_by_option(words: Sequence[str], subjects: Sequence[str]) -> str:
+    """The subject whose option is among the words of a command."""
     options = {word.partition('=')[0] for word in words}
-    chosen = {BACKBONE: '--backbone', PARTS: '--parts'}
-    return next((key for key, option in chosen.items() if key in variants and option in options), DETECTOR)
+    return next((subject for subject in subjects if OPTION_OF[subject] in options), DETECTOR)
 
 
-def parser_of(variants: Variants, chosen: str, **settings: Any) -> cli.ArgumentParser:
-    """Parser of a variant, `settings` go to its `add_arguments`.
+def parser_of(
+    subject: str, descriptions: Mapping[str, str], build: Callable[[str], cli.ArgumentParser]
+) -> cli.ArgumentParser:
+    """Parser without options for one of the subjects of `descriptions`.
 
-    Its error about an option of another variant says whose it is.
+    Its error about an option of another subject, of which `build` makes the parser, says whose it is.
     """
-    parser = cli.ArgumentParser(description=variants[chosen].description)
-    variants[chosen].add_arguments(parser, **settings)
-    parser.other_kinds = functools.partial(_other_variants, variants, chosen)
+
+    def owner(option: str) -> str:
+        others = [other for other in descriptions if other != subject]
+        owners = [other for other in others if option in build(other)._option_string_actions]
+        return f'is an option of {" and ".join(owners)}, not of {subject}' if owners else ''
+
+    parser = cli.ArgumentParser(description=descriptions[subject])
+    parser.set_defaults(subject=subject)
+    parser.other_kinds = owner
     return parser
 
 
-def _other_variants(variants: Variants, chosen: str, option: str) -> str:
-    others = [key for key in variants if key != chosen]
-    owners = [key for key in others if option in parser_of(variants, key)._option_string_actions]
-    return f'is an option of {" and ".join(owners)}, not of {chosen}' if owners else ''
-
-
-def run_variant(variants: Variants, chosen: str, argv: Sequence[str], parser: Any = None) -> int:
-    """Run a variant, see `cli.run`; `parser`: for another parser than `parser_of`, as `cli.run` takes it."""
-    asks_for_help = bool({'-h', '--help'}.intersection(argv))
-    words = ['--help'] if asks_for_help else argv  # in `--parts --help`, --parts has no value
-    return cli.run(variants[chosen].run, parser or parser_of(variants, chosen), words)
-
-
-def program_of(
-    variants: Variants, chosen_by: Callable[[Sequence[str]], str]
+def program(
+    run: Callable[[argparse.Namespace], int],
+    build_parser: Callable[[str], argparse.ArgumentParser],
+    chosen_by: Callable[[Sequence[str]], str],
 ) -> Callable[[Sequence[str] | None], int]:
-    """`main(argv=None)` of a command whose words choose the variant."""
+    """`main(argv=None)` of a command whose words choose its subject, see `cli.run`."""
 
     def main(argv: Sequence[str] | None = None) -> int:
         words = sys.argv[1:] if argv is None else list(argv)
-        return run_variant(variants, chosen_by(words), words)
+        asks_for_help = bool(
+            {'-h', '--help'}.intersection(words)
+        )  # in `--parts --help`, --parts has no value
+        parser = functools.partial(build_parser, chosen_by(words))
+        return cli.run(run, parser, ['--help'] if asks_for_help else words)
 
     return main
 

@@ -8,9 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli
-from mmdeploy_ext.base.config import check_config_file
 from mmdeploy_ext.base.errors import Mm2OnnxError, UsageError, after_weights, one_line
 from mmdeploy_ext.base.files import write_json
 from mmdeploy_ext.cli import options as shared
@@ -27,21 +25,17 @@ LIST, SAMPLES = 'list', 'samples'
 MANIFEST = 'parts.json'
 
 
-def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_fields(parser, ModelRequest, shared.MODEL)
+def add_arguments(parser: cli.ArgumentParser) -> None:
+    """Add the options of `export --parts`."""
+    add_samples(parser)
     add = cli.adder(parser)
-    add(
-        '--parts PART...',
-        "module paths joined by + ('backbone+neck'), or methods ('extract_feat()'); 'list' shows possible "
-        "parts, 'samples' prints a file for --samples",
-        required=True,
-    )
-    text = 'folder to write (default: cut)'
-    cli.add(parser, '--out --output-file FOLDER', text, 'cut', dest='output_file', writes='{}/parts.json')
-    add('--verify', 'prove the folder; exit status 1 if it is not proven')
-    add_samples(add)
     add('--names FILE.json', 'names of tensors: {"PATH": "NAME"}')
-    add('--opset-version OPSET', 'opset (default: the lowest that the parts need, at least 17)', 0)
+    add(
+        '--opset-version OPSET',
+        'opset (default: the lowest that the parts need, at least 17)',
+        0,
+        dest='opset',
+    )
     add('--exporter', 'torchscript or dynamo', 'torchscript', choices=('torchscript', 'dynamo'))
     add('--precision', 'fp32 or fp16', 'fp32', choices=('fp32', 'fp16'))
     add('--simplify', 'simplify the graphs')
@@ -49,16 +43,9 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add('--json FILE', 'write the verdict as JSON')
 
 
-def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_fields(parser, ModelRequest, shared.MODEL)
-    add = cli.adder(parser)
-    add('folder', 'the exported folder')
-    add_samples(add)
-    add('--json FILE', 'write the verdict as JSON')
-
-
-def add_samples(add: Any) -> None:
-    add(
+def add_samples(parser: cli.ArgumentParser) -> None:
+    cli.add(
+        parser,
         '--samples SAMPLE...',
         'images, or FILE.py:function that yields the keyword arguments of the test path (default: the '
         "config's data set, else variants of the package's image)",
@@ -151,14 +138,13 @@ def exporting_parts(config: str, checkpoint: str | None, overrides: Mapping[str,
 
 
 def run(args: argparse.Namespace) -> int:
-    check_config_file(args.config)
-    from mmdeploy_ext.proving.parts.export import export_folder, read_names
+    from mmdeploy_ext.proving.parts.export import DEFAULTS, export_folder, read_names
     from mmdeploy_ext.proving.parts.listing import print_parts
     from mmdeploy_ext.proving.parts.proof import prove_folder
 
     names = read_names(args.names) if args.names else {}
-    if args.opset_version:
-        check_opset(args.opset_version, args.exporter)
+    if args.opset:
+        check_opset(args.opset, args.exporter)
     if args.parts == [SAMPLES]:
         from mmdeploy_ext.proving.parts.export import read_model
         from mmdeploy_ext.proving.parts.samples import skeleton_of
@@ -167,13 +153,7 @@ def run(args: argparse.Namespace) -> int:
         print(skeleton_of(read_model(args.config, args.checkpoint, overrides).cfg), end='')
         return 0
     factory, samples = open_model(args)
-    options = dict(
-        opset=args.opset_version,
-        exporter=args.exporter,
-        precision=args.precision,
-        simplify=args.simplify,
-        seeded=args.seeded,
-    )
+    options = {name: getattr(args, name) for name in DEFAULTS}
     if args.parts == [LIST]:
         print_parts(factory, samples, options, cli.stdout())
         return 0
@@ -200,7 +180,7 @@ def run_verify(args: argparse.Namespace) -> int:
     from mmdeploy_ext.proving.parts.folder import CutFolder
     from mmdeploy_ext.proving.parts.proof import prove_folder
 
-    folder = CutFolder.read(args.folder)
+    folder = CutFolder.read(args.onnx_file)
     factory, samples = open_model(args)
     factory.facts()
     with after_weights():
@@ -222,14 +202,6 @@ def show(verdict: object, json_file: str | None) -> int:
     return 0 if verdict.passed else 1
 
 
-def add_test_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_fields(parser, ModelRequest, shared.MODEL)
-    add = cli.adder(parser)
-    add('--parts FOLDER', 'folder of `mm2onnx export --parts`', required=True)
-    add('--eval METRIC...', 'metrics of the data set, e.g. bbox', required=True)
-    add('--json FILE', 'write the metrics of both engines as JSON')
-
-
 def run_test(args: argparse.Namespace) -> int:
     """Evaluate PyTorch and the parts; 1 if a metric differs by more than its tolerance."""
     from mmdeploy_ext.proving.parts.folder import CutFolder
@@ -243,16 +215,6 @@ def run_test(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, [vars(row) for row in rows])
     return 0 if rows and all(row.passed for row in rows) else 1
-
-
-def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
-    cli.add_fields(parser, ModelRequest, shared.MODEL)
-    add = cli.adder(parser)
-    add('--parts FOLDER', 'folder of `mm2onnx export --parts`', required=True)
-    add_samples(add)
-    add('--max-iter N', 'measured rounds (default: 20)', 20)
-    add('--warmup N', 'warm-up rounds (default: 3)', 3)
-    add('--json FILE', 'write all figures as JSON')
 
 
 def run_benchmark(args: argparse.Namespace) -> int:
@@ -278,7 +240,7 @@ def is_folder(path: str) -> bool:
 
 
 def chosen_by(words: Sequence[str]) -> str:
-    """Return the variant that a folder of parts among the words of a command chooses."""
+    """Return the subject that a folder of parts among the words of a command chooses."""
     return shared.PARTS if any(map(is_folder, words)) else shared.DETECTOR
 
 
@@ -286,27 +248,3 @@ def refuse_folder(path: str | None, advice: str) -> None:
     """Raise UsageError for a folder of parts where another file is expected."""
     if path and is_folder(path):
         raise UsageError(f'{path}: is a folder of `mm2onnx export --parts`; {advice}')
-
-
-EXPORT = shared.Variant(
-    'Export parts of any detector as separate files, from its test path. Exit status 0 exported or proven, 1 '
-    'not proven, 2 usage.',
-    add_export_arguments,
-    run,
-)
-VERIFY = shared.Variant(
-    'Prove a folder of `mm2onnx export --parts`: exit status 0 proven, 1 not, 2 usage.',
-    add_verify_arguments,
-    run_verify,
-)
-TEST = shared.Variant(
-    'Evaluate a detector on its data set with exported parts instead of its own modules.',
-    add_test_arguments,
-    run_test,
-)
-BENCHMARK = shared.Variant(
-    'Measure the test path of a detector in PyTorch, and with exported parts instead of its own modules, in '
-    'turns.',
-    add_benchmark_arguments,
-    run_benchmark,
-)

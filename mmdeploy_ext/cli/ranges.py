@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.exporting.int8 import METHODS
@@ -18,12 +17,9 @@ LAYOUTS = ('auto', 'spconv1', 'spconv2', 'spconv2-rskc')
 """Values of --weight-layout."""
 
 
-def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
-    add = cli.adder(parser)
-    add('config', 'config file')
-    add('checkpoint', 'checkpoint file, in any published format')
-    cli.add_fields(parser, ModelRequest, 'cfg_options')
-    add(
+def add_weight_layout(parser: argparse.ArgumentParser) -> None:
+    cli.add(
+        parser,
         '--weight-layout',
         "layout of the checkpoint's kernels (default: auto: by their shapes; ambiguous shapes are an error)",
         'auto',

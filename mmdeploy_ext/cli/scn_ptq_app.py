@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError, after_weights
 from mmdeploy_ext.base.files import check_writable, write_json
@@ -27,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
         description='Calibrate the INT8 ranges of a LiDAR backbone, or report its errors in int8 and fp16 '
         'per layer. Runs on a CPU.'
     )
-    ranges.add_backbone_arguments(parser)
+    cli.add_fields(parser, ModelRequest, 'config checkpoint cfg_options')
+    ranges.add_weight_layout(parser)
     group = parser.add_argument_group('calibration')
     ranges.add_arguments(group)
     add = cli.adder(group)

@@ -33,14 +33,22 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.evaluate.loop import Network
 
 
-def build_parser(chosen: str = shared.DETECTOR) -> cli.ArgumentParser:
-    return shared.parser_of(VARIANTS, chosen)
+DESCRIPTIONS = {
+    shared.DETECTOR: 'Evaluate a detector with PyTorch, or its exported file with an ONNX engine.',
+    shared.PARTS: 'Evaluate a detector on its data set with exported parts instead of its own modules.',
+}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def build_parser(subject: str = shared.DETECTOR) -> cli.ArgumentParser:
+    parser, is_parts = shared.parser_of(subject, DESCRIPTIONS, build_parser), subject == shared.PARTS
     cli.add_fields(parser, ModelRequest, 'config checkpoint cfg_options')
-    cli.add_fields(parser, ModelRequest, 'device', default='auto')
+    cli.add_fields(parser, ModelRequest, 'device', default='cpu' if is_parts else 'auto')
     add = cli.adder(parser)
+    add('--parts FOLDER', 'run PyTorch with the exported parts of FOLDER instead of its own modules')
+    add('--eval METRIC...', 'metrics of the data set, e.g. bbox', required=is_parts)
+    if is_parts:
+        add('--json FILE', 'write the metrics of both engines as JSON')
+        return parser
     engine = parser.add_mutually_exclusive_group()
     cli.add(engine, '--torch', "run PyTorch, ignoring the config's backend_config")
     cli.add(
@@ -51,8 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='?',
         const='',
     )
-    add('--parts FOLDER', 'run PyTorch with the exported parts of FOLDER instead of its own modules')
-    add('--eval METRIC...', 'metrics of the data set, e.g. bbox')
     add('--eval-options KEY=VALUE...', 'arguments of dataset.evaluate()')
     add('--out FILE', 'write the results, .pkl or .pickle', writes='{}')
     add('--format-only', "write the results in the data set's format and skip the evaluation")
@@ -71,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--gpu-collect', 'collect results through the GPUs')
     add('--launcher', '', 'none', choices=('none', *distributed.STARTERS))
     add('--local_rank --local-rank LOCAL_RANK', 'set by torch.distributed.launch', 0)
+    return parser
 
 
 def resolve_device(device: str) -> str:
@@ -85,6 +92,8 @@ def resolve_device(device: str) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.subject == shared.PARTS:
+        return parts_app.run_test(args)
     cli.wait_passively()
     compat.apply()
     if not (args.out or args.eval or args.format_only or args.show_dir):
@@ -300,11 +309,5 @@ def finish(
     return 0 if agrees else 1
 
 
-VARIANTS = {
-    shared.DETECTOR: shared.Variant(
-        'Evaluate a detector with PyTorch, or its exported file with an ONNX engine.', add_arguments, run
-    ),
-    shared.PARTS: parts_app.TEST,
-}
-chosen_by = functools.partial(shared.variant_by_option, VARIANTS)
-main = shared.program_of(VARIANTS, chosen_by)
+chosen_by = functools.partial(shared.subject_by_option, subjects=[shared.PARTS])
+main = shared.program(run, build_parser, chosen_by)

@@ -23,13 +23,21 @@ EXPORT_OPTIONS = tuple(
 """Options of the export that may be repeated for a proof."""
 
 
-def build_parser(chosen: str = shared.DETECTOR) -> cli.ArgumentParser:
-    return shared.parser_of(VARIANTS, chosen)
+DESCRIPTIONS = {
+    shared.DETECTOR: 'Prove that an exported ONNX file equals the model of CONFIG and CHECKPOINT. Exit '
+    'status: 0 proven, 1 not proven, 2 usage.',
+    shared.PARTS: 'Prove a folder of `mm2onnx export --parts`: exit status 0 proven, 1 not, 2 usage.',
+}
 
 
-def add_arguments(parser: cli.ArgumentParser) -> None:
-    names = f'{shared.MODEL} onnx_file samples metrics recorded edited'
-    cli.add_fields(parser, ProofRequest, names)
+def build_parser(subject: str = shared.DETECTOR) -> cli.ArgumentParser:
+    parser = shared.parser_of(subject, DESCRIPTIONS, build_parser)
+    cli.add_fields(parser, ProofRequest, f'{shared.MODEL} onnx_file')
+    if subject == shared.PARTS:
+        parts_app.add_samples(parser)
+        cli.add(parser, '--json FILE', 'write the verdict as JSON')
+        return parser
+    cli.add_fields(parser, ProofRequest, 'samples metrics recorded edited')
     group = parser.add_argument_group(
         'options of the export',
         "must equal the file's (0: all candidates)",
@@ -40,9 +48,12 @@ def add_arguments(parser: cli.ArgumentParser) -> None:
     shared.add_report_arguments(parser)
     reason = 'is an option of export; omit it, since verify uses the value in the file'
     parser.elsewhere = {option.typed: reason for option in detector_options()}
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.subject == shared.PARTS:
+        return parts_app.run_verify(args)
     cli.wait_passively()
     asked = shared.option_values(args, EXPORT_OPTIONS)
     request = shared.request_of(ProofRequest, args, asked=asked)
@@ -62,16 +73,5 @@ def run(args: argparse.Namespace) -> int:
     return proof.show(verdict, detector, args)
 
 
-VARIANTS = {
-    shared.DETECTOR: shared.Variant(
-        'Prove that an exported ONNX file equals the model of CONFIG and CHECKPOINT. Exit status: 0 '
-        'proven, 1 not proven, 2 usage.',
-        add_arguments,
-        run,
-    ),
-    shared.PARTS: parts_app.VERIFY,
-}
-
-
 chosen_by = parts_app.chosen_by
-main = shared.program_of(VARIANTS, chosen_by)
+main = shared.program(run, build_parser, chosen_by)
