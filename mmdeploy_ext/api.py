@@ -426,11 +426,12 @@ def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     """Prove the files of a request with a detector of `read_detector`; see `prove`."""
     from mmdeploy_ext.families.evaluate import evaluation
     from mmdeploy_ext.proving.metrics import near_zero_notes
-    from mmdeploy_ext.proving.recorded.proof import judge_recording, open_recording
+    from mmdeploy_ext.proving.recorded.calls import Recording
+    from mmdeploy_ext.proving.recorded.proof import judge_recording
     from mmdeploy_ext.spec.verdict import metric_finding
 
-    recording = open_recording(request.recorded, detector) if request.recorded else None
     family, kind, engine = detector.family, kind_of(detector.family), request.build_settings()
+    recording = Recording(request.recorded, family.memory) if request.recorded else None
     for name, reason in kind.refused('verify', family).items():
         value, field = getattr(request, name), request.__dataclass_fields__[name]
         is_list = hasattr(value, '__len__') and not isinstance(value, str)

@@ -85,7 +85,6 @@ ASKING = {
     'mmdeploy_ext.proving.against_dump': 'the state before a dumped frame',
     'mmdeploy_ext.proving.drive': 'samples of a recording are a drive',
     'mmdeploy_ext.proving.not_shown': 'names pictures or samples',
-    'mmdeploy_ext.proving.recorded.proof': 'float64 restarts a memory',
     'mmdeploy_ext.proving.views.table': 'names the command of a product',
 }
 """Module -> what the kind of sample, the product or the memory of a family decides there."""

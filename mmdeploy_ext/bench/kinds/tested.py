@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.families.evaluate.loop import Network
-    from mmdeploy_ext.proving.against_dump import DumpComparer
+    from mmdeploy_ext.proving.subject import Subject
     from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.options import Options
@@ -123,7 +123,7 @@ class TestedModel(abc.ABC):
     @abc.abstractmethod
     def on_engine(
         self, detector: Detector, engine: Mapping[str, Any]
-    ) -> AbstractContextManager[tuple[Network, DumpComparer]]:
+    ) -> AbstractContextManager[tuple[Network, Subject]]:
         """Context manager that yields the model on its engine, and the dump's comparer."""
 
 
@@ -179,13 +179,11 @@ class ImageModel(TestedModel):
         return [prepare_fixed(detector.rule, picture, *size)]
 
     @contextlib.contextmanager
-    def on_engine(
-        self, detector: Detector, engine: Mapping[str, Any]
-    ) -> Iterator[tuple[Network, DumpComparer]]:
-        from mmdeploy_ext.proving.against_dump import ImageDumpComparer
+    def on_engine(self, detector: Detector, engine: Mapping[str, Any]) -> Iterator[tuple[Network, Subject]]:
+        from mmdeploy_ext.proving.against_dump import ImageDump
 
         with build_backend(self.settings['type'], self.target, **engine) as backend:
-            yield self._network(detector, backend, backend.metadata), ImageDumpComparer(backend, detector)
+            yield self._network(detector, backend, backend.metadata), ImageDump(backend, detector)
 
 
 class FrameModel(TestedModel):
@@ -213,16 +211,14 @@ class FrameModel(TestedModel):
         return FrameDetector(stepper, detector.family, dump, model, keep)
 
     @contextlib.contextmanager
-    def on_engine(
-        self, detector: Detector, engine: Mapping[str, Any]
-    ) -> Iterator[tuple[Network, DumpComparer]]:
+    def on_engine(self, detector: Detector, engine: Mapping[str, Any]) -> Iterator[tuple[Network, Subject]]:
         from mmdeploy_ext.families.detector_files import read_files
-        from mmdeploy_ext.proving.against_dump import FrameDumpComparer
+        from mmdeploy_ext.proving.against_dump import FrameDump
 
         files = read_files(self.target)
         contract = contract_of(detector.family, files.metadata.options)
         stepper = contract.runner(files.paths, dict(engine=self.settings['type'], **engine))
-        yield self._network(detector, stepper), FrameDumpComparer(stepper, files.all_metadata, detector)
+        yield self._network(detector, stepper), FrameDump(stepper, files.all_metadata, detector)
 
 
 def check_dataset(cfg: Any, tested: TestedModel, family: Family, dataset: Dataset) -> None:

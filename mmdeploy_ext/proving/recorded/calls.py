@@ -17,8 +17,10 @@ from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.base.errors import ConfigError, DataError, Mm2OnnxError, one_line, shortened
 from mmdeploy_ext.base.files import path_in, read_json, will_read, write_json
 from mmdeploy_ext.base.typed_json import JsonDataclass, Mismatch, optional, read
+from mmdeploy_ext.proving.explain import rounding_of
 from mmdeploy_ext.proving.recorded import record
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
+from mmdeploy_ext.spec.comparison import compare_named
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 
 if TYPE_CHECKING:
@@ -331,12 +333,9 @@ class Recording:
         notes: why they could not.
     """
 
-    def __init__(self, folder: str | Path, compare: Callable[..., Iterable[TensorRow]]) -> None:
-        """Read the manifest of a folder.
-
-        `compare(here, recorded, rtol, run)` compares arrays of heads by name; `run()` computes `here` again.
-        """
-        self.folder, path, self._compare = Path(folder), Path(folder) / MANIFEST, compare
+    def __init__(self, folder: str | Path, has_memory: bool = False) -> None:
+        """Read the manifest of a folder; a model with a memory has no second run of a call, in float64."""
+        self.folder, path, self.has_memory = Path(folder), Path(folder) / MANIFEST, has_memory
         if not path.is_file():
             raise DataError(f'--recorded {folder}: has no {MANIFEST}; record.py writes it')
         content = read_json(path)
@@ -398,7 +397,8 @@ class Recording:
             try:
                 with readable(f'{self.folder}: {call.name}'):
                     arrays = load_arrays(self.folder / call.file)
-                    self._compare_heads(name, call, arrays, outputs, run_again)
+                    module = None if self.has_memory else model
+                    self._compare_heads(name, call, arrays, outputs, run_again, module)
                     result = as_mmdet2(record.restored(call.result, arrays, 'cpu'), own, model)
             except DataError as error:  # of an input that a proof may do without
                 self.unreadable.append(str(error))
@@ -425,6 +425,7 @@ class Recording:
         arrays: Mapping[str, np.ndarray],
         here: Heads,
         run_again: Callable[[], Heads],
+        module: torch.nn.Module | None,
     ) -> None:
         recorded = [(module.name, record.restored(module.outputs, arrays)) for module in call.modules]
         expected, actual = _arrays(here), _arrays(recorded)
@@ -440,7 +441,10 @@ class Recording:
                 f'{", ".join(other)}: not compared: other shapes, or only on one side',
             )
             return
-        rows = self._compare(expected, actual, self.rtol, lambda: _arrays(run_again()))
+        rounding = None
+        if module is not None:
+            rounding = rounding_of(module, expected, lambda: _arrays(run_again()))
+        rows = compare_named(expected, actual, self.rtol, rounding=rounding)
         self.rows += ((name, row) for row in rows)
 
     def _note(self, call: RecordedCall, text: str) -> None:

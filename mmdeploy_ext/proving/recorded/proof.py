@@ -11,40 +11,23 @@ import numpy as np
 
 from mmdeploy_ext.base.arrays import load_arrays
 from mmdeploy_ext.base.files import sha256_file
-from mmdeploy_ext.proving.explain import rounding_of
 from mmdeploy_ext.proving.inputs.samples import read_picture
 from mmdeploy_ext.proving.inputs.voxel_sets import points_of
 from mmdeploy_ext.proving.recorded import record
-from mmdeploy_ext.proving.recorded.calls import Manifest, Recording, identity_of, readable
+from mmdeploy_ext.proving.recorded.calls import Manifest, identity_of, readable
 from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
-from mmdeploy_ext.spec.comparison import compare_named
 from mmdeploy_ext.spec.verdict import NOTHING_COMPARED, Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.spec.results import TensorRow
+    from mmdeploy_ext.proving.recorded.calls import Recording
     from mmdeploy_ext.spec.verdict import Verdict
 
 
 LEVELS, MEAN_LEVELS = 2.0, 0.1
 """Grey levels between two OpenCV builds' prepared images, at most and on average."""
-
-
-def open_recording(folder: str | Path, detector: Detector) -> Recording:
-    """Read a recording of `record.py`; heads are compared by float32's bars."""
-
-    def compare(
-        here: Mapping[str, np.ndarray],
-        recorded: Mapping[str, np.ndarray],
-        rtol: float,
-        run: Callable[[], Mapping[str, np.ndarray]],
-    ) -> list[TensorRow]:
-        rounding = None if detector.family.memory else rounding_of(detector.model, here, run)
-        return compare_named(here, recorded, rtol, rounding=rounding)
-
-    return Recording(folder, compare)
 
 
 def judge_recording(verdict: Verdict, detector: Detector, files: Sequence[Path]) -> None:

@@ -359,9 +359,9 @@ FACTS = dict(
 )
 
 
-def recording_of(folder, compare=None, **facts):
+def recording_of(folder, **facts):
     (folder / 'manifest.json').write_text(json.dumps(FACTS | facts))
-    return Recording(folder, compare)
+    return Recording(folder)
 
 
 class Counting(torch.nn.Module):
@@ -386,11 +386,11 @@ def test_heads_that_cannot_be_compared_are_noted_and_run_once(tmp_path, heads_th
     np.savez(tmp_path / '0.npz', **tree.arrays)
     call = dict(name='a', file='0.npz', input=sums_of(asked.arrays).to_json(), modules=modules, result=result)
     model = Counting()
-    recording = recording_of(tmp_path, lambda *args: pytest.fail('compared'), calls=[call])
+    recording = recording_of(tmp_path, calls=[call])
     with recording.calls_of(model, 'a'):
         (sample,) = model(img=img)
     assert model.count == 1 and torch.equal(sample, torch.zeros(1, 3))
-    assert recording.answered == recording.headless == ['0.npz'] and recording.notes
+    assert recording.answered == recording.headless == ['0.npz'] and recording.notes and not recording.rows
     with recording.calls_of(model, 'again'):
         (sample,) = model(img=img)
     assert recording.left_out == ['again'] and sample is img
@@ -403,15 +403,15 @@ def test_heads_are_compared_whatever_the_order_of_their_keys(tmp_path):
     np.savez(tmp_path / '0.npz', **tree.arrays)
     modules = [dict(name='head', outputs=outputs)]
     call = dict(name='a', file='0.npz', input=sums_of(asked.arrays).to_json(), modules=modules, result=result)
-    model, compared = Counting(), []
+    model = Counting()
     model.head.forward = lambda pair: ([dict(heat=pair[0], reg=pair[0][:, :2])],)
-    recording = recording_of(
-        tmp_path, lambda here, there, *bars: compared.append((here, there)) or [], calls=[call]
-    )
+    recording = recording_of(tmp_path, calls=[call])
     with recording.calls_of(model, 'a'):
         model(img=img)
-    ((here, there),) = compared
-    assert [*map(np.shape, here.values())] == [*map(np.shape, there.values())] == [(2, 3), (2, 2)]
+    assert [(name, row.shape, row.passed) for name, row in recording.rows] == [
+        ('a', '2x3', True),
+        ('a', '2x2', True),
+    ]
 
 
 BOXES, NO_BOXES = [np.ones((1, 5)), np.ones((0, 5))], [np.zeros((0, 5))] * 2
@@ -449,7 +449,7 @@ def test_results_of_the_same_form_are_taken():
 
 def test_folders_of_no_recording_and_of_another_format_are_refused(tmp_path):
     with pytest.raises(DataError, match=r'manifest\.json'):
-        Recording(tmp_path, compare=None)
+        Recording(tmp_path)
     with pytest.raises(DataError, match='format'):
         recording_of(tmp_path, format=record.FORMAT + 1)
 
@@ -479,7 +479,7 @@ def test_a_manifest_of_another_kind_is_refused(tmp_path):
     for text in ('[]', '3', '[' * 50_000, ''):
         (tmp_path / 'manifest.json').write_text(text)
         with pytest.raises(UsageError, match=r'manifest\.json'):
-            Recording(tmp_path, compare=None)
+            Recording(tmp_path)
 
 
 def flipped(path):
