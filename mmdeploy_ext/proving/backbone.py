@@ -21,9 +21,8 @@ from mmdeploy_ext.exporting.sparse.trace import LayerSource, layer_sources
 from mmdeploy_ext.families.backbone_files import has_precision
 from mmdeploy_ext.proving import sparse_file
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
-from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
-from mmdeploy_ext.proving.proof import add_checks, check_graph, check_model, finish, start
+from mmdeploy_ext.proving.proof import add_checks, check_graph, check_model, compare_samples, finish, start
 from mmdeploy_ext.proving.provenance import settings_check
 from mmdeploy_ext.proving.subject import Sample, Step, Subject
 from mmdeploy_ext.runtime.sparse import engine
@@ -76,8 +75,7 @@ def prove_backbone(
     if isinstance(subject, Exception):
         results.reasons.append(f'ONNX Runtime cannot run the file: {one_line(subject)[:300]}')
         return finish(proof)
-    results.cases, reasons, clock = compare(subject)
-    results.reasons += reasons
+    clock = compare_samples(proof, subject)
     if claims.timed:
         medians = clock.medians('reference', 'file').values()
         proof.verdict.timing_ms = dict(

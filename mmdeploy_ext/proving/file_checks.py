@@ -16,7 +16,7 @@ from mmdeploy_ext.base.typed_json import parse_json
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.exporting.int8.dense import QUANTISE
-from mmdeploy_ext.exporting.precision_plan import plan_of, quantised_as, with_plan_of
+from mmdeploy_ext.exporting.precision_plan import has_ranges, plan_of, quantised_as, with_plan_of
 from mmdeploy_ext.families import detector_files as files
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.detector import prepare_fixed
@@ -25,9 +25,10 @@ from mmdeploy_ext.graphs.io import types
 from mmdeploy_ext.graphs.io.files import openable
 from mmdeploy_ext.graphs.io.index import count_nodes, random_nodes, reads, refill
 from mmdeploy_ext.graphs.passes.fp16 import BF16_OPSET
+from mmdeploy_ext.proving.quantised import UndoneFile
 from mmdeploy_ext.spec.metadata import BF16, OF_SPARSE_GRAPHS, PREFIX
 from mmdeploy_ext.spec.registry import registration_of
-from mmdeploy_ext.spec.results import AS_WRITTEN, EDITED, QUANTIZED, Check, GraphDifference, GraphResult
+from mmdeploy_ext.spec.results import AS_WRITTEN, EDITED, Check, GraphDifference, GraphResult
 from mmdeploy_ext.spec.tensors import written_precision
 
 if TYPE_CHECKING:
@@ -84,17 +85,14 @@ def not_compared(
     name: str, nodes: int, edits: Sequence[str], *, edited: bool, written: bool, planned: bool = False
 ) -> GraphResult | None:
     """Return the result of a file that needs no fresh export, else None; `planned`: see `plan_of`."""
-    others = [edit for edit in edits if not edit.startswith(QUANTISE)]
     if written or edited:
         return GraphResult(name, nodes, False, left_out=AS_WRITTEN if written else EDITED)
-    if planned:
+    others = [edit for edit in edits if not edit.startswith(QUANTISE)]
+    if planned or not others:
         return None
-    if others:
-        commands = ', '.join(dict.fromkeys(others))
-        error = f'edited by graph {commands}: pass --edited to compare only the outputs'
-        return GraphResult(name, nodes, False, error=error)
-    is_compared = {*edits} <= {QUANTISE}  # NNCF corrects biases
-    return None if is_compared else GraphResult(name, nodes, False, left_out=QUANTIZED)
+    commands = ', '.join(dict.fromkeys(others))
+    error = f'edited by graph {commands}: pass --edited to compare only the outputs'
+    return GraphResult(name, nodes, False, error=error)
 
 
 def compare_with_fresh_export(
@@ -106,8 +104,12 @@ def compare_with_fresh_export(
         fresh = export()
         if plan := plan_of(model, edits):
             fresh = with_plan_of(model, plan, fresh)
-        elif QUANTISE in edits:
+        elif QUANTISE in edits and has_ranges(model):
             fresh = quantised_as(model, fresh)
+        elif edits:
+            undone = UndoneFile(model, fresh)
+            found = undone.differences
+            return GraphResult(name, nodes, not found, tuple(found), detail=undone.text, undone=undone)
     except Mm2OnnxError as error:
         text = f'no fresh export to compare with: {one_line(error)[:500]}'
         return GraphResult(name, nodes, False, error=text)

@@ -35,13 +35,14 @@ from mmdeploy_ext.families.detector import TRACED, check_picture_options, rule_o
 from mmdeploy_ext.families.detector_files import make_metadata
 from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs, smaller_size
-from mmdeploy_ext.proving.loop import compare, judge
+from mmdeploy_ext.proving.loop import judge
 from mmdeploy_ext.proving.not_shown import Watch, counts_of_images, limits_of, unreached
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
     check_contents,
     check_graph,
     check_model,
+    compare_samples,
     engine_class,
     engine_options,
     finish,
@@ -127,8 +128,9 @@ def prove_pictures(
         inputs, notes = picture_inputs(detector, file, proof.options, pictures)
         verdict.notes += notes
         subject = Pictures(detector, backend, beside, inputs)
-        results.cases, reasons, _ = compare(subject)
-        first, results.reasons = subject.first, [*results.reasons, *reasons]
+        subject.bars = verdict.bars  # the metadata of an INT8 file by another tool say float32
+        compare_samples(proof, subject)
+        first = subject.first
         results.cases += without_result(proof, pictures[0][1])
         judge_results(proof)
         if claims.timed and all(case.passed for case in results.cases):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.config import disagreements
-from mmdeploy_ext.base.errors import one_line
+from mmdeploy_ext.base.errors import InferenceError, one_line
 from mmdeploy_ext.base.files import sha256_file
 from mmdeploy_ext.base.source_code import changed_files, other_copies, versions, versions_with_places
 from mmdeploy_ext.base.user_modules import libraries_not_run
 from mmdeploy_ext.engines import BACKENDS
+from mmdeploy_ext.engines.base import record_runs
 from mmdeploy_ext.engines.registry import CPU
-from mmdeploy_ext.exporting.int8.dense import QUANTISE
+from mmdeploy_ext.exporting.int8.dense import QUANTISE, is_quantised
 from mmdeploy_ext.exporting.precision_plan import has_ranges, plan_of
 from mmdeploy_ext.graphs.io import files as graph_files
 from mmdeploy_ext.graphs.io.files import is_sparse
@@ -23,6 +25,7 @@ from mmdeploy_ext.graphs.io.index import count_nodes
 from mmdeploy_ext.graphs.io.types import skeleton
 from mmdeploy_ext.graphs.passes.fp16 import LOWER
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
+from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.not_shown import add_code, untraced_methods
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
@@ -45,14 +48,17 @@ if TYPE_CHECKING:
 
     import onnx
 
+    from mmdeploy_ext.engines.base import Clock
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.subject import Claims
+    from mmdeploy_ext.proving.subject import Claims, Subject
     from mmdeploy_ext.spec.options import Options
     from mmdeploy_ext.spec.results import GraphResult
     from mmdeploy_ext.spec.tensors import GraphSpec
 
 INTERFACE_EDITS = {'fp16', 'set-shape'}
 """Commands that change input or output types or sizes."""
+BY_OTHERS = f'{QUANTISE} by another tool'
+"""Edit of an INT8 file whose tool left mm2onnx's metadata as they were."""
 MAX_MESSAGE_LENGTH = 500
 """Length limit of an engine's message."""
 ROUNDED = (
@@ -137,8 +143,11 @@ def without_weights(file: ExportedFile) -> ExportedFile:
 
 def open_file(path: str) -> ExportedFile:
     """Read an ONNX file and its metadata; ModelFileError: missing, corrupt, or not by mm2onnx."""
-    metadata = read_metadata(path)
-    return ExportedFile(path, graph_files.load(path), metadata)
+    metadata, model = read_metadata(path), graph_files.load(path)
+    is_known = any(edit.startswith(QUANTISE) for edit in metadata.edits) or digest.state(path) == digest.WHOLE
+    if is_quantised(model) and not is_known:
+        metadata = dataclasses.replace(metadata, edits=(*metadata.edits, BY_OTHERS))
+    return ExportedFile(path, model, metadata)
 
 
 def engine_class(engine: Mapping[str, Any]) -> str:
@@ -208,7 +217,7 @@ def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> 
     graph = not_compared(file.name, nodes, file.edits, **settings)
     graph = graph or compare()
     proof.results.graphs.append(graph)
-    if QUANTISE in file.edits and not graph.left_out and not has_ranges(file.model):
+    if planned and QUANTISE in file.edits and not graph.left_out and not has_ranges(file.model):
         proof.add_notes([f'{file.path}: {NO_RANGES}'])
     state = digest.state(file.path)
     if state in (digest.WHOLE, digest.DAMAGED) and not claims.edited:
@@ -225,6 +234,26 @@ def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> 
 def add_checks(proof: Proof, file: Any, checks: Iterable[Check]) -> None:
     prefix = f'{file.name}: ' if file.name else ''
     proof.results.checks += [dataclasses.replace(check, name=f'{prefix}{check.name}') for check in checks]
+
+
+def compare_samples(proof: Proof, subject: Subject) -> Clock:
+    """Run the loop, and compare the ranges of an INT8 file by another tool with the values on its inputs."""
+    results = proof.results
+    is_recorded = any(graph.undone for graph in results.graphs)
+    with record_runs() if is_recorded else contextlib.nullcontext([]) as runs:
+        cases, reasons, clock = compare(subject)
+    results.cases, results.reasons = [*results.cases, *cases], [*results.reasons, *reasons]
+    for place, (file, graph) in enumerate(zip(proof.files, results.graphs, strict=False)):
+        feeds = [run.inputs for run in runs if graph.undone and os.path.samefile(run.path, file.path)]
+        if not feeds or not graph.equal:
+            continue
+        try:
+            found = tuple(graph.undone.measured(feeds))
+        except InferenceError as error:
+            proof.add_notes([f'{file.path}: its ranges of activations are not compared: {one_line(error)}'])
+            continue
+        results.graphs[place] = dataclasses.replace(graph, equal=not found, differences=found)
+    return clock
 
 
 def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphSpec | None) -> None:

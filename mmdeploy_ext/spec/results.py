@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec.tensors import ColumnGroup
 
 
-AS_WRITTEN, EDITED, QUANTIZED = 'as written', 'edited, not compared', 'quantized, not compared'
+AS_WRITTEN, EDITED = 'as written', 'edited, not compared'
 """Why a graph is not compared; outputs decide for INT8 files."""
 NODE_KINDS = ('node', 'attribute', 'initializer', 'wiring')
 """Kinds of differences at a node."""
@@ -56,8 +56,10 @@ class GraphResult:
     Attributes:
         name: of the graph; '' for a single file.
         nodes: nodes of the main graph other than Constant.
-        left_out: `AS_WRITTEN`, `EDITED`, `QUANTIZED` or ''.
+        left_out: `AS_WRITTEN`, `EDITED` or ''.
         error: why it cannot be compared.
+        detail: what an equal file has beside the export's nodes.
+        undone: `UndoneFile` of an INT8 file by another tool, to measure its ranges.
     """
 
     name: str
@@ -66,6 +68,8 @@ class GraphResult:
     differences: tuple[GraphDifference, ...] = ()
     left_out: str = ''
     error: str = ''
+    detail: str = ''
+    undone: Any = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def passed(self) -> bool:
@@ -75,7 +79,7 @@ class GraphResult:
     def text(self) -> str:
         name = f'{self.name}: ' if self.name else ''
         if self.equal:
-            result = f'equal to a fresh export ({self.nodes:,} nodes)'
+            result = ', '.join(filter(None, [f'equal to a fresh export ({self.nodes:,} nodes)', self.detail]))
         elif self.left_out or self.error:
             result = self.left_out or self.error
         else:

@@ -157,7 +157,7 @@ class DenseGraph:
                 f'{path}: has opset {opset}, but scales per channel need opset {SMALLEST_OPSET} or later: '
                 'export it again with --opset-version 17'
             )
-        self.model = _with_initializers(model)
+        self.model = with_initializers(model)
         self.index = Index(self.model)
         self.layers = _find_layers(self.index)
         if not self.layers:
@@ -261,7 +261,7 @@ def is_quantised(model: onnx.ModelProto) -> bool:
     return any(node.op_type in INT8_OPERATORS for node in all_nodes(model))
 
 
-def _with_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+def with_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
     result = copy.deepcopy(model)
     graph = result.graph
     constants = {tensor.name for tensor in graph.initializer}
