@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import tempfile
 from pathlib import Path
@@ -18,7 +17,6 @@ from mmdeploy_ext.base.cli import option, takes
 from mmdeploy_ext.base.errors import (
     CodeError,
     ConfigError,
-    DataError,
     ExportError,
     LoadError,
     Mm2OnnxError,
@@ -34,7 +32,7 @@ from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.spec.options import MADE_FOR, PRECISIONS, TARGETS, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mmdeploy_ext.bench.precision.plan import Planner
     from mmdeploy_ext.exporting.precision_plan import KeptResults, Plan
@@ -326,6 +324,8 @@ def plan_of_export(
     detector: Detector, options: Options, output: str, inputs: Samples, chosen: ChosenSamples
 ) -> Plan:
     """Export in float32 and plan the requested precision."""
+    from mmdeploy_ext.bench.precision.plan import planner_of
+
     single = options.replace(precision='fp32', fp16_io=False, keep_fp32=(), keep_results=0.0)
     with tempfile.TemporaryDirectory(prefix='mm2onnx-') as folder:
         files, _ = kind_of(detector.family).export(
@@ -335,61 +335,12 @@ def plan_of_export(
         return planner.plan([options.precision], options.keep_results, before)
 
 
-def planner_of(
-    detector: Detector,
-    files: Sequence[str],
-    chosen: ChosenSamples,
-    keep: Sequence[str] = (),
-    metric: str = '',
-    **quantiser: Any,
-) -> tuple[Planner, KeptResults]:
-    """Return a planner for float32 files, and the results they keep.
-
-    Args:
-        detector: with weights.
-        files: of one export, in the order of use.
-        chosen: samples with results to keep.
-        keep: patterns of nodes that stay float32.
-        metric: of the config's data set, such as 'bbox_mAP', instead of results.
-        quantiser: arguments of `Planner` for INT8.
-    """
-    from mmdeploy_ext.bench.precision.plan import Planner, check_single
-    from mmdeploy_ext.bench.precision.results_kept import metric_kept, on_files, results_kept
-    from mmdeploy_ext.engines.base import record_runs
-    from mmdeploy_ext.graphs.io.files import load
-
-    kind, models = kind_of(detector.family), {path: load(path) for path in files}
-    check_single(models)
-    engine = engine_settings('onnxruntime') | dict(graph_optimization='basic', round_fp16=True)
-
-    def metric_of(paths: Sequence[str], half: int) -> KeptResults:
-        return metric_kept(kind.metrics(detector, paths, [metric.split('_')[0]], engine, half), metric)
-
-    seen = quantiser['quantiser'].seen if quantiser else ()
-    judges = [functools.partial(metric_of, half=half) for half in (0, 1)]
-    if not metric:
-        judges = results_kept(detector, kind.rows_kept(), files, chosen.samples, engine, seen)
-
-    def runs_of(judge: Callable[[Sequence[str]], KeptResults]) -> Callable[[dict[str, Any]], KeptResults]:
-        return functools.partial(on_files, files, judge=judge)
-
-    search, *count = map(runs_of, judges)
-    with record_runs() as runs:
-        before = search(models)
-    feeds = {path: [run.inputs for run in runs if Path(run.path).name == Path(path).name] for path in files}
-    if not all(kept.matched for kept in (before, *(one(models) for one in count))):
-        raise DataError(
-            f'{detector.config}: model and file find nothing in common on half of these samples: a '
-            f'criterion by results needs some; name pictures or sweeps with objects (--images) or train the '
-            f'checkpoint'
-        )
-    return Planner(models, search, feeds, keep, count=next(iter(count), None), **quantiser), before
-
-
 def plan_read(
     detector: Detector, request: ProofRequest, metric: str, keep: Sequence[str], **quantiser: Any
 ) -> tuple[Planner, KeptResults]:
-    """Load a request's model and return its precision planner; see `planner_of`."""
+    """Load a request's model and return its precision planner; see `bench.precision.plan.planner_of`."""
+    from mmdeploy_ext.bench.precision.plan import planner_of
+
     kind = kind_of(detector.family)
     inputs = kind.samples(detector, [*map(str, request.samples)], request.frames, request.option)
     files, _ = kind.read(str(request.onnx_file))

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             models = planner.written(lower, plan.patterns, plan.layers)
             written = {path: with_plan(model, plan) for path, model in models.items()}
             if plan.layers:
-                store_ranges(written[planner.quantised], planner.quantiser)
+                store_ranges(written[planner.quantiser.graph.path], planner.quantiser)
             written = {path: with_tolerances(model, detector) for path, model in written.items()}
             write(output, source, written)
     console = cli.stdout()
@@ -146,7 +146,7 @@ def calibrated(args: argparse.Namespace) -> dict[str, Any]:
     quantiser = DenseQuantiser(DenseGraph(model, path), args.reduce_range, outputs=False)
     quantiser.calibrate(images, args.method, args.percentile)
     layers = int8_layers(quantiser.graph, args.keep_float, last=True)
-    return dict(quantiser=quantiser, quantised=str(path), layers=layers)
+    return dict(quantiser=quantiser, layers=layers)
 
 
 def with_tolerances(model: onnx.ModelProto, detector: Detector) -> onnx.ModelProto:

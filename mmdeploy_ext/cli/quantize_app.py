@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     layers = int8_layers(graph, args.keep_float, args.int8_last or not images.heads)
     with after_weights():
         quantiser = _quantiser(args, graph, images)
-        plan = _plan(args, quantiser, target, layers) if args.config else None
+        plan = _plan(args, quantiser, layers) if args.config else None
         if plan:
             layers = plan.layers
         network = quantiser.network(layers)
@@ -174,14 +174,13 @@ def _quantiser(
     return quantiser
 
 
-def _plan(args: argparse.Namespace, quantiser: DenseQuantiser, target: Target, layers: Sequence[str]) -> Plan:
+def _plan(args: argparse.Namespace, quantiser: DenseQuantiser, layers: Sequence[str]) -> Plan:
     """The layers of CONFIG's model that can be INT8."""
     from mmdeploy_ext.api import ProofRequest, plan_read, read_detector
 
     request = ProofRequest(args.config, args.checkpoint, args.model)
     detector = read_detector(request)
-    settings = dict(quantiser=quantiser, quantised=str(target.model), layers=layers)
-    planner, before = plan_read(detector, request, '', (), **settings)
+    planner, before = plan_read(detector, request, '', (), quantiser=quantiser, layers=layers)
     return planner.plan(['int8'], args.keep_results, before)
 
 

@@ -112,8 +112,7 @@ def _ranges(args: argparse.Namespace, detector: Detector) -> Ranges:
 
 
 def _compare(args: argparse.Namespace, detector: Detector, int8_ranges: Ranges) -> None:
-    from mmdeploy_ext.bench.precision import views
-    from mmdeploy_ext.bench.precision.fidelity import fidelity
+    from mmdeploy_ext.bench.precision.fidelity import fidelity, fidelity_table
     from mmdeploy_ext.bench.precision.sparse_calibration import config_sweeps
     from mmdeploy_ext.families import backbone_files as deploy
 
@@ -132,7 +131,7 @@ def _compare(args: argparse.Namespace, detector: Detector, int8_ranges: Ranges) 
     if args.json:
         write_json(args.json, result.to_json())
     console = cli.stdout()
-    console.print(views.fidelity_table(result, None if args.all else WORST))
+    console.print(fidelity_table(result, None if args.all else WORST))
     cli.say(console, result.advice_text())
 
 

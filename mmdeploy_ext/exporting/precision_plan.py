@@ -122,16 +122,12 @@ def written(
     patterns: Sequence[str],
     layers: Sequence[str] = (),
     quantiser: DenseQuantiser | None = None,
-    quantised: str = '',
 ) -> Models:
-    """The graphs with `layers` in INT8, all but `patterns` in `lower`: 'fp16', 'bf16' or 'fp32'.
-
-    `quantiser` is calibrated, of the graph at the path `quantised`.
-    """
+    """The graphs with `layers` of the quantiser in INT8, all but `patterns` in 'fp16', 'bf16' or 'fp32'."""
     models = dict(models)
     if layers:
         graph = quantiser.graph
-        models[quantised] = graph.joined(quantiser.network(layers))
+        models[graph.path] = graph.joined(quantiser.network(layers))
         nodes = graph.int8_nodes(layers, between=quantiser.outputs)
         patterns = ['QuantizeLinear', 'DequantizeLinear', *map(glob.escape, nodes), *patterns]
     if lower == 'fp32':
@@ -187,7 +183,7 @@ def with_plan_of(model: onnx.ModelProto, plan: WrittenPlan, fresh: onnx.ModelPro
     lower = next((name for name in plan.precisions if name in LOWER), 'fp32')
     fresh, quantiser, layers = of_opset(fresh, lower), None, []
     if is_quantised(model):
-        quantiser = DenseQuantiser(DenseGraph(fresh), _has_7_bits(model), outputs=False)
+        quantiser = DenseQuantiser(DenseGraph(fresh, ''), _has_7_bits(model), outputs=False)
         layers = [layer.name for layer in quantiser.graph.layers if layer.name in plan.layers]
         inputs = (name for node in quantiser.graph.network.graph.node for name in node.input)
         quantiser.ranges = dict.fromkeys(inputs, (np.zeros(1), np.zeros(1))) | ranges_of(model)

@@ -153,7 +153,10 @@ class Kind(abc.ABC):
         raise UsageError(f'{detector.family.name}: a backbone has no results to record')
 
     def rows_kept(self) -> Callable[..., list[Any]]:
-        """Return the function of `results_kept` that compares results of such samples."""
+        """Return the function that compares the results of samples for `bench.precision.plan.planner_of`.
+
+        It runs PyTorch once and returns one function from files to rows for a search, one for its result.
+        """
         raise UsageError('a sparse backbone has no results of its own; give the export of the whole model')
 
     def kit_opens(self) -> Callable[[Path], Run]:

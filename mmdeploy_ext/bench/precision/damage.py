@@ -44,13 +44,13 @@ class Difference:
         self._products = self._reference_squares = self._squares = self._error_squares = 0.0
         self.largest_error = self.largest = 0.0
 
-    def add(self, reference: np.ndarray, values: np.ndarray) -> None:
-        """Add a pair of equal size; NaN and infinity spread to cosine and errors."""
+    def add(self, reference: np.ndarray, values: np.ndarray) -> Difference:
+        """Add a pair of equal size and return this; NaN and infinity spread to cosine and errors."""
         reference, values = reference.ravel(), values.ravel()
         if reference.size != values.size:
             raise ValueError(f'{values.size} values, expected {reference.size} as in the reference')
         if reference.size == 0:
-            return
+            return self
         errors = values - reference
         self._products += _dot(reference, values)
         self._reference_squares += _dot(reference, reference)
@@ -58,6 +58,7 @@ class Difference:
         self._error_squares += _dot(errors, errors)
         self.largest_error = float(np.maximum(self.largest_error, np.abs(errors).max()))
         self.largest = float(np.maximum(self.largest, np.abs(reference).max()))
+        return self
 
     @property
     def cosine(self) -> float:

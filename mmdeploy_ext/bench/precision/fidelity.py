@@ -6,12 +6,15 @@ Per sweep: fp32; fp16; int8; and int8 with each layer fed by fp32. docs/engines.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mmdeploy_ext.base.errors import DataError
+from mmdeploy_ext.base.errors import DataError, escape
 from mmdeploy_ext.bench.precision.damage import Difference, severity
+from mmdeploy_ext.bench.precision.plan import Search
+from mmdeploy_ext.bench.precision.views import table
 from mmdeploy_ext.exporting.int8 import tracked
 from mmdeploy_ext.exporting.int8.calibrators import LEVELS, fake_half, fake_quantise, fake_quantise_kernel
 from mmdeploy_ext.exporting.sparse.ranges import quantised
@@ -21,6 +24,8 @@ from mmdeploy_ext.runtime.sparse.rulebook import build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
+
+    from rich.table import Table
 
     from mmdeploy_ext.bench.precision.sparse_calibration import Sweep
     from mmdeploy_ext.exporting.sparse.ranges import Ranges
@@ -115,7 +120,10 @@ class Simulation:
 
 TARGET = 0.999
 """Target cosine of the output; NVIDIA reports 0.9988 to 0.99999."""
-MAX_FP16_LAYERS = 8
+TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',
+          'int8 error', 'fp16 error', 'keep')  # fmt: skip
+MOST_SHOWN = 8
+"""Layers of an advice that does not reach its target."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +189,7 @@ class Fidelity:
         return sorted(self.rows, key=lambda row: row.sensitivity, reverse=True)
 
     def advice(self) -> tuple[str, ...]:
-        """Layers to keep in fp16, at most `MAX_FP16_LAYERS`; () if int8 reaches the target."""
+        """Layers to keep in fp16, by the search of a precision plan; () if int8 reaches the target."""
         return tuple(name for name, _ in self.fp16_layers)
 
     def advice_text(self) -> str:
@@ -265,11 +273,7 @@ def fidelity(
         )
     single_layer, fp16_layers = {}, ()
     if advise:
-        sweep, reference = first
-        single_layer = {name: Difference() for name in simulation.names if name in int8_names}
-        for name in tracked(single_layer, 'each layer alone'):
-            single_layer[name].add(reference, simulation.output(sweep, {name}, 'fp32'))
-        fp16_layers = _choose_fp16_layers(simulation, *first, single_layer, target)
+        single_layer, fp16_layers = _advised(simulation, *first, int8_names, target)
     rows = tuple(
         Row(
             node.name,
@@ -286,22 +290,45 @@ def fidelity(
     return Fidelity(rows, *outputs, fp16_layers, count, target, ranges.calibrator)
 
 
-def _choose_fp16_layers(
-    simulation: Simulation,
-    sweep: Prepared,
-    reference: np.ndarray,
-    single_layer: Mapping[str, Difference],
-    target: float,
-) -> tuple[tuple[str, float], ...]:
-    fp16_layers: list[tuple[str, float]] = []
-    int8_layers = set(single_layer)
-    most_sensitive = sorted(single_layer, key=lambda name: severity(single_layer[name].error), reverse=True)
-    for name in (None, *most_sensitive[:MAX_FP16_LAYERS]):
-        int8_layers.discard(name)
-        difference = Difference()
-        difference.add(reference, simulation.output(sweep, int8_layers, 'fp16'))
-        if name is not None:
-            fp16_layers.append((name, difference.cosine))
-        if difference.cosine >= target:
-            break
-    return tuple(fp16_layers)
+def _advised(
+    simulation: Simulation, sweep: Prepared, reference: np.ndarray, int8_names: Collection[str], target: float
+) -> tuple[dict[str, Difference], tuple[tuple[str, float], ...]]:
+    """The output with each layer alone in int8; the layers to keep in fp16, with the cosine after each."""
+
+    def with_fp16(names: Collection[str]) -> Difference:
+        return Difference().add(reference, simulation.output(sweep, int8_names - {*names}, 'fp16'))
+
+    alone = {
+        name: Difference().add(reference, simulation.output(sweep, {name}, 'fp32'))
+        for name in tracked([name for name in simulation.names if name in int8_names], 'each layer alone')
+    }
+    search = Search(with_fp16, target, criterion=operator.attrgetter('cosine'))
+    worst = sorted(alone, key=lambda name: severity(alone[name].error), reverse=True)
+    if search.holds(worst):
+        needed = search.higher({name: severity(alone[name].error) ** 2 for name in worst})
+    else:
+        needed = worst[:MOST_SHOWN]
+    cosines = (search.tried(needed[: index + 1]).cosine for index in range(len(needed)))
+    return alone, tuple(zip(needed, cosines, strict=True))
+
+
+def fidelity_table(result: Fidelity, limit: int | None = None) -> Table:
+    view = table(*TITLES, text_columns=2)
+    fp16_layers = set(result.advice())
+    for row in result.worst()[:limit]:
+        view.add_row(
+            row.name,
+            escape(row.module),
+            f'{row.local.cosine:.6f}',
+            f'{row.local.error:.2%}',
+            f'{row.clipped:.3%}',
+            '-' if row.output is None else f'{row.output.error:.2%}',
+            f'{row.int8.cosine:.6f}',
+            f'{row.int8.error:.2%}',
+            f'{row.fp16.error:.3%}',
+            'fp16' if row.name in fp16_layers else '',
+        )
+    view.add_section()
+    figures = f'{result.int8.cosine:.6f}', f'{result.int8.error:.2%}', f'{result.fp16.error:.3%}'
+    view.add_row('output', *[''] * 5, *figures, '')
+    return view

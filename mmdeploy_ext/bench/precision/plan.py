@@ -1,21 +1,29 @@
-"""The search for a precision plan: modules that stay in a higher precision by results, and why."""
+"""The search for units that stay in a higher precision, and the plan of a file with its reasons."""
 
 from __future__ import annotations
 
 import bisect
 import collections
 import dataclasses
+import functools
 import itertools
+import operator
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.commands import tool
-from mmdeploy_ext.base.errors import ExportError, ModelFileError, escape
+from mmdeploy_ext.base.errors import DataError, ExportError, ModelFileError, escape
+from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.bench.precision.damage import Damage, Measured, counted, units_of
+from mmdeploy_ext.bench.precision.results_kept import metric_kept, on_files, rows_judged
 from mmdeploy_ext.bench.precision.views import table
+from mmdeploy_ext.engines.base import record_runs
+from mmdeploy_ext.engines.registry import engine_settings
 from mmdeploy_ext.exporting.int8.dense import is_quantised
 from mmdeploy_ext.exporting.precision_plan import Plan, Row, written
+from mmdeploy_ext.graphs.io.files import load
 from mmdeploy_ext.graphs.passes.fp16 import LOWER, of_opset, required_fp32
 from mmdeploy_ext.graphs.passes.select import match_patterns, matching_nodes
 from mmdeploy_ext.spec.tensors import written_precision
@@ -28,6 +36,8 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.exporting.int8.dense import DenseQuantiser
     from mmdeploy_ext.exporting.precision_plan import KeptResults, Models
+    from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.proving.inputs.samples import ChosenSamples
 
 
 # Which units of a network must stay in a higher precision to keep its results.
@@ -47,39 +57,35 @@ class Search:
     """A search over units; `run` puts them into the higher precision.
 
     Attributes:
-        run: units in the higher precision -> `KeptResults`.
-        least: share of the results.
+        run: units in the higher precision -> what the network does then.
+        least: smallest allowed `criterion`.
         most: runs.
-        trials: units -> `KeptResults`, in the order of the runs.
+        criterion: of what `run` returns: the share of the results, or a cosine.
+        trials: units -> what `run` returned, in the order of the runs.
     """
 
-    run: Callable[[Collection[str]], KeptResults]
+    run: Callable[[Collection[str]], Any]
     least: float
     most: int = MOST_TRIALS
-    trials: dict[frozenset[str], KeptResults] = dataclasses.field(default_factory=dict)
+    criterion: Callable[[Any], float] = operator.attrgetter('share')
+    trials: dict[frozenset[str], Any] = dataclasses.field(default_factory=dict)
 
-    def tried(self, units: Collection[str]) -> KeptResults:
+    def tried(self, units: Collection[str]) -> Any:
         key = frozenset(units)
         if key not in self.trials:
             self.trials[key] = self.run(units)
         return self.trials[key]
 
     def holds(self, units: Collection[str]) -> bool:
-        return self.tried(units).share >= self.least
+        return self.criterion(self.tried(units)) >= self.least
 
-    def higher(self, sizes: Mapping[str, float], start: KeptResults) -> list[str]:
-        """Return the units that need the higher precision; `sizes`: unit -> what is halved, worst unit first.
+    def higher(self, sizes: Mapping[str, float]) -> list[str]:
+        """Return the units that need the higher precision, if all of them together hold.
 
-        ExportError: even with all units there, `start` loses the share.
+        `sizes`: unit -> what is halved, worst unit first.
         """
         if self.holds(()):
             return []
-        if start.share < self.least:
-            raise ExportError(
-                f'a share of {self.least:g} cannot be reached: with all modules in the higher precision '
-                f'{start.text} are kept, with none {self.tried(()).text}; ask for {start.share:.4f} at most, '
-                f'or find what else differs: {tool("verify")}'
-            )
         units = list(sizes)
         sums = [0.0, *itertools.accumulate(min(size, LARGEST) for size in sizes.values())]
         low, high = 0, len(units)
@@ -92,7 +98,7 @@ class Search:
         return needed
 
     def _without(self, needed: list[str], group: Sequence[str]) -> list[str]:
-        """Return the needed units without units of a group that change no results."""
+        """Return the needed units without units of a group that change nothing."""
         if len(self.trials) >= self.most:
             return needed
         rest = [unit for unit in needed if unit not in group]
@@ -125,43 +131,40 @@ def check_single(models: Models) -> None:
             )
 
 
+@dataclasses.dataclass
 class Planner:
-    """Plans the precision of the float32 graphs of one export.
+    """Plans the precision of the float32 graphs of one export; `planner_of` makes it.
 
     Attributes:
         models: path -> graph.
         run: path -> graph to the results it keeps.
-        count: like `run`, on other samples, for the result; None: the search's.
         feeds: path -> inputs of its runs.
         keep: patterns of nodes that stay float32.
-        quantiser: calibrated, of the graph at `quantised`, with the possible INT8 layers.
+        quantiser: calibrated, of one of the graphs.
+        layers: of the quantiser that may be INT8.
+        count: like `run`, on other samples, for the result; None: the search's.
     """
 
-    def __init__(
-        self,
-        models: Models,
-        run: Callable[[Models], KeptResults],
-        feeds: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
-        keep: Sequence[str] = (),
-        quantiser: DenseQuantiser | None = None,
-        quantised: str = '',
-        layers: Sequence[str] = (),
-        count: Callable[[Models], KeptResults] | None = None,
-    ) -> None:
-        self.count = count
-        self.models, self.run, self.feeds, self.keep = models, run, feeds, tuple(keep)
-        self.quantiser, self.quantised, self.layers = quantiser, quantised, tuple(layers)
+    models: Models
+    run: Callable[[Models], KeptResults]
+    feeds: Mapping[str, Sequence[Mapping[str, np.ndarray]]]
+    keep: Sequence[str] = ()
+    quantiser: DenseQuantiser | None = None
+    layers: Sequence[str] = ()
+    count: Callable[[Models], KeptResults] | None = None
+
+    def __post_init__(self) -> None:
         self._counted: dict[str, dict[str, tuple[int, int]]] = {}
         self._measured: dict[str, Measured] = {}
         self.units: dict[str, dict[str, None]] = {}
-        for model in models.values():
+        for model in self.models.values():
             for unit, pattern in units_of(model).values():
                 self.units.setdefault(unit, {})[pattern] = None
-        matching_nodes([node for model in models.values() for node in model.graph.node], self.keep)
+        matching_nodes([node for model in self.models.values() for node in model.graph.node], self.keep)
 
     def written(self, lower: str, patterns: Sequence[str], layers: Sequence[str] = ()) -> Models:
         """See `exporting.precision_plan.written`."""
-        return written(self.models, lower, patterns, layers, self.quantiser, self.quantised)
+        return written(self.models, lower, patterns, layers, self.quantiser)
 
     def plan(self, precisions: Sequence[str], least: float, before: KeptResults) -> Plan:
         """Find the plan for 'int8', 'fp16' or 'bf16', lowest first; `before`: kept in float32."""
@@ -231,10 +234,16 @@ class Planner:
     ) -> tuple[dict[str, Damage], list[str]]:
         if search.holds(()):
             return {}, []
+        if before.share < search.least:
+            raise ExportError(
+                f'a share of {search.least:g} cannot be reached: with all modules in the higher precision '
+                f'{before.text} are kept, with none {search.tried(()).text}; ask for {before.share:.4f} at '
+                f'most, or find what else differs: {tool("verify")}'
+            )
         damages = measure()
         worst = sorted((unit for unit in units if unit in damages), key=lambda unit: -damages[unit].weight)
         sizes = {unit: damages[unit].products or damages[unit].weight for unit in worst}
-        needed = search.higher(sizes, before)
+        needed = search.higher(sizes)
         return damages, [unit for unit in units if unit in needed]
 
     def _counts(self, path: str) -> dict[str, tuple[int, int]]:
@@ -256,8 +265,8 @@ class Planner:
         return damages
 
     def _damages_of_layers(self) -> dict[str, Damage]:
-        feeds, graph = self.feeds[self.quantised], self.quantiser.graph
-        terms = self._counts(self.quantised)
+        graph = self.quantiser.graph
+        feeds, terms = self.feeds[graph.path], self._counts(graph.path)
         products = {layer.name: sum(terms[output][1] for output in layer.outputs) for layer in graph.layers}
         total = sum(products.values())
         return {
@@ -289,7 +298,7 @@ class Planner:
         shares: dict[str, float] = collections.defaultdict(float)
         of_unit: dict[str, float] = collections.defaultdict(float)
         layer_of = {
-            (self.quantised, output): name
+            (self.quantiser.graph.path, output): name
             for name in self.layers
             for output in self.quantiser.graph.layer(name).outputs
         }
@@ -309,6 +318,46 @@ class Planner:
             {name: share / total for name, share in shares.items() if share},
             {unit: share / total for unit, share in of_unit.items()},
         )
+
+
+def planner_of(
+    detector: Detector,
+    files: Sequence[str],
+    chosen: ChosenSamples,
+    keep: Sequence[str] = (),
+    metric: str = '',
+    quantiser: DenseQuantiser | None = None,
+    layers: Sequence[str] = (),
+) -> tuple[Planner, KeptResults]:
+    """Return a planner for float32 files, and the results they keep. DataError: too few samples.
+
+    Every other sample is for the search, the rest for its result; samples of the quantiser's calibration are
+    left out. `metric` is one of the config's data set, such as 'bbox_mAP', instead of results.
+    """
+    kind, models = kind_of(detector.family), {path: load(path) for path in files}
+    check_single(models)
+    engine = engine_settings('onnxruntime') | dict(graph_optimization='basic', round_fp16=True)
+
+    def metric_of(half: int, paths: Sequence[str]) -> KeptResults:
+        return metric_kept(kind.metrics(detector, paths, [metric.split('_')[0]], engine, half), metric)
+
+    if metric:
+        judges = [functools.partial(metric_of, half) for half in (0, 1)]
+    else:
+        seen = quantiser.seen if quantiser else ()
+        rows = kind.rows_kept()(detector, files, chosen.samples, engine, seen)
+        judges = [functools.partial(rows_judged, one) for one in rows]
+    search, *count = [functools.partial(on_files, files, judge=judge) for judge in judges]
+    with record_runs() as runs:
+        before = search(models)
+    feeds = {path: [run.inputs for run in runs if Path(run.path).name == Path(path).name] for path in files}
+    if not all(kept.matched for kept in (before, *(one(models) for one in count))):
+        raise DataError(
+            f'{detector.config}: model and file find nothing in common on half of these samples: a '
+            f'criterion by results needs some; name pictures or sweeps with objects (--images) or train the '
+            f'checkpoint'
+        )
+    return Planner(models, search, feeds, keep, quantiser, layers, next(iter(count), None)), before
 
 
 def show_plan(plan: Plan) -> None:

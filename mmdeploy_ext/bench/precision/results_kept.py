@@ -69,24 +69,8 @@ def on_files(
         return judge([str(Path(folder) / Path(path).name) for path in paths])
 
 
-def results_kept(
-    detector: Detector,
-    rows: Callable[..., list[Rows]],
-    paths: Sequence[str],
-    samples: Collection[Any],
-    engine: Mapping[str, Any],
-    seen: Collection[bytes] = (),
-) -> list[Callable[[Sequence[str]], KeptResults]]:
-    """Run PyTorch on the samples once; return functions from files of this export to the results they keep.
-
-    The first one's samples are for a search, the second one's for its result; both leave out samples that
-    give inputs of `seen`, digests of a calibration. Frames run with the files' own memory.
-    `rows` is from `Kind.rows_kept`. DataError: too few samples.
-    """
-    return [functools.partial(_kept, one) for one in rows(detector, paths, samples, engine, seen)]
-
-
-def _kept(rows_of: Rows, paths: Sequence[str]) -> KeptResults:
+def rows_judged(rows_of: Rows, paths: Sequence[str]) -> KeptResults:
+    """Return the results that files of an export keep on samples; `rows_of` is from `Kind.rows_kept`."""
     with contextlib.ExitStack() as stack:
         samples = [*rows_of(paths, stack)]
     return dataclasses.replace(kept_of([row for rows in samples for row in rows]), samples=len(samples))

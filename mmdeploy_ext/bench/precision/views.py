@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mmdeploy_ext.bench.precision.damage import Difference
-    from mmdeploy_ext.bench.precision.fidelity import Fidelity
-
-TITLES = ('layer', 'module', 'own cosine', 'own error', 'clipped', 'output alone', 'int8 cosine',
-          'int8 error', 'fp16 error', 'keep')  # fmt: skip
 
 
 def table(*titles: str, text_columns: int = 1, **options: str | None) -> Table:
@@ -76,25 +72,3 @@ def time_text(times: Mapping[str, Any]) -> str:
     if (times['other_load'] or 0) > times['quiet_share']:
         text += f'; unreliable: other processes used {times["other_load"]:.0%} of the cores'
     return text
-
-
-def fidelity_table(result: Fidelity, limit: int | None = None) -> Table:
-    view = table(*TITLES, text_columns=2)
-    fp16_layers = set(result.advice())
-    for row in result.worst()[:limit]:
-        view.add_row(
-            row.name,
-            escape(row.module),
-            f'{row.local.cosine:.6f}',
-            f'{row.local.error:.2%}',
-            f'{row.clipped:.3%}',
-            '-' if row.output is None else f'{row.output.error:.2%}',
-            f'{row.int8.cosine:.6f}',
-            f'{row.int8.error:.2%}',
-            f'{row.fp16.error:.3%}',
-            'fp16' if row.name in fp16_layers else '',
-        )
-    view.add_section()
-    figures = f'{result.int8.cosine:.6f}', f'{result.int8.error:.2%}', f'{result.fp16.error:.3%}'
-    view.add_row('output', *[''] * 5, *figures, '')
-    return view

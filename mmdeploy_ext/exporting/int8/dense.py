@@ -137,6 +137,7 @@ class DenseGraph:
     """A float model in two parts: the network, up to the last layers, and the rest.
 
     Attributes:
+        path: of the file, or a title.
         model: copy with constants as initializers and unique names of nodes.
         network: ends in the last layers; outputs theirs, and tensors for the rest.
         layers: in file order.
@@ -157,7 +158,7 @@ class DenseGraph:
                 f'{path}: has opset {opset}, but scales per channel need opset {SMALLEST_OPSET} or later: '
                 'export it again with --opset-version 17'
             )
-        self.model = with_initializers(model)
+        self.path, self.model = str(path), with_initializers(model)
         self.index = Index(self.model)
         self.layers = _find_layers(self.index)
         if not self.layers:

@@ -147,13 +147,13 @@ def test_the_search_returns_layers_by_their_multiplications(calibrated):
     quantiser.ranges = calibrated.ranges
 
     def kept(models):
-        inputs = {node.name: node.input[1] for node in models['m'].graph.node if node.op_type == 'Conv'}
+        nodes = models[graph.path].graph.node
+        inputs = {node.name: node.input[1] for node in nodes if node.op_type == 'Conv'}
         in_int8.append({layer.name for layer in graph.layers if 'rounded' in inputs[layer.nodes[0]]})
         return KeptResults(0, 1)
 
     layers = [layer.name for layer in graph.layers]
-    settings = dict(quantiser=quantiser, quantised='m', layers=layers)
-    planner = Planner(dict(m=model), kept, dict(m=batches(2)), **settings)
+    planner = Planner({graph.path: model}, kept, {graph.path: batches(2)}, quantiser=quantiser, layers=layers)
     assert planner.plan(['int8'], 1.0, KeptResults(1, 1)).layers == []
     assert in_int8[0] == {*layers}
     assert not {'head/last', 'net/stem'} & in_int8[1], 'half of the multiplications, not of the errors'

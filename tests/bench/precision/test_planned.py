@@ -53,9 +53,9 @@ def written(*precisions, reduce_range=False, moved=False):
     model, quantiser = export(22 if 'bf16' in precisions else 17), None
     layers = LAYERS if 'int8' in precisions else []
     if layers:
-        quantiser = DenseQuantiser(DenseGraph(model), reduce_range, outputs=False)
+        quantiser = DenseQuantiser(DenseGraph(model, 'm'), reduce_range, outputs=False)
         quantiser.calibrate([dict(x=np.random.default_rng(1).normal(size=(2, 64)).astype(np.float32))])
-    planner = Planner(dict(m=model), lambda models: ALL, {}, quantiser=quantiser, quantised='m')
+    planner = Planner(dict(m=model), lambda models: ALL, {}, quantiser=quantiser)
     lower = next((name for name in precisions if name != 'int8'), 'fp32')
     plan = Plan(precisions, 0.999, ALL, ALL, ALL, ALL, [], ['c'], layers, {}, {})
     patterns, layers = (['b', 'c'], layers[:1]) if moved else (plan.patterns, layers)

@@ -97,6 +97,23 @@ def test_a_layer_with_a_bad_range_comes_first_and_advice_keeps_it_in_fp16(graph,
     assert clipped[name] > 0.05 > max(share for other, share in clipped.items() if other != name)
 
 
+def test_advice_is_the_layers_that_the_output_needs_and_no_other(graph, ranges):
+    bad, target = with_range(with_range(ranges, 'conv1', 0.05), 'add0', 0.2), 0.999
+    advised = fidelity(graph, bad, SWEEPS[:1], target=target).advice()
+    simulation = Simulation(graph, bad)
+    sweep = simulation.prepare(*SWEEPS[0])
+    reference = simulation.output(sweep, (), 'fp32')
+
+    def cosine(fp16):
+        int8 = {*simulation.names} - {*fp16}
+        return Difference().add(reference, simulation.output(sweep, int8, 'fp16')).cosine
+
+    assert cosine(advised) >= target and len(advised) > 1
+    assert all(cosine({*advised} - {name}) < target for name in advised)
+    unreachable = fidelity(graph, bad, SWEEPS[:1], target=1.5)
+    assert unreachable.fp16_layers and 'not reached' in unreachable.advice_text()
+
+
 def with_precision(graph, **precisions):
     nodes = [
         dataclasses.replace(node, precision=precisions[node.name]) if node.name in precisions else node
