@@ -10,10 +10,10 @@ from mmdet3d.models import build_voxel_encoder
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_anchor3d
 from mmdeploy_ext.base.config import load_config
-from mmdeploy_ext.families.anchor3d.facts import AnchorFacts
-from mmdeploy_ext.families.anchor3d.graphs import facts_of
+from mmdeploy_ext.families.anchor3d.family import facts_of
+from mmdeploy_ext.families.anchor3d.runtime import AnchorFacts
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.families.centerpoint.facts import CenterPointFacts
+from mmdeploy_ext.families.centerpoint.runtime import CenterPointFacts
 from mmdeploy_ext.families.common.box_conventions import note_head_convention, with_heights
 from mmdeploy_ext.families.common.runtime import anchors3d, center_boxes
 from mmdeploy_ext.runtime.detections3d import Detections3D

@@ -8,15 +8,23 @@ Decoding: `families/common/runtime/anchors3d.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Literal
 
-from mmdeploy_ext.families.common.runtime.anchors3d import decode
+from mmdeploy_ext.families.common.runtime.anchors3d import AnchorRule, decode
 from mmdeploy_ext.runtime.lidar import LidarOnnx
+from mmdeploy_ext.spec.facts import Count, optional
 
 if TYPE_CHECKING:
     from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.spec.metadata import Metadata
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnchorFacts(AnchorRule):
+    max_num: Count
+    points: Literal['pillars'] | None = optional()
 
 
 class AnchorOnnx(LidarOnnx):

@@ -7,7 +7,7 @@ register_family(
     'centerpoint',
     'mmdeploy_ext.families.centerpoint.family:CenterPointFamily',
     options=LIDAR_OPTIONS,
-    facts='mmdeploy_ext.families.centerpoint.facts:CenterPointFacts',
+    facts='mmdeploy_ext.families.centerpoint.runtime:CenterPointFacts',
     runtime='mmdeploy_ext.families.centerpoint.runtime',
     library='mmdet3d',
     claims=('CenterPoint',),

@@ -1,8 +1,12 @@
-"""CenterPoint: supported configs, graphs, reference and runtime."""
+"""CenterPoint: supported configs, two graphs (points to view, dense head), and its own test path.
+
+Glossary: C channels, H, W bird's-eye view.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from mmdet3d.models.builder import DETECTORS
 from torch import nn
 
@@ -10,15 +14,80 @@ from mmdeploy_ext.base.config import test_cfg_key
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.centerpoint.facts import NMS_TYPES
-from mmdeploy_ext.families.centerpoint.graphs import facts_of, graphs
-from mmdeploy_ext.families.centerpoint.reference import CenterPointReference
+from mmdeploy_ext.families.centerpoint.runtime import NMS_TYPES, CenterPointFacts
 from mmdeploy_ext.families.common.detector_parts import test_cfg_of
+from mmdeploy_ext.families.common.lidar_graphs import points_and_head
 from mmdeploy_ext.families.common.lidar_models import UNTRACED, check_points_side
+from mmdeploy_ext.families.common.lidar_reference import LidarReference
+from mmdeploy_ext.families.common.pillars import has_pillars
+from mmdeploy_ext.families.common.runtime.center_boxes import VALUES
 from mmdeploy_ext.families.common.sweep_samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
+from mmdeploy_ext.runtime.lidar import PILLARS
 from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import Graph
 from mmdeploy_ext.upstream.models.building import names_of_class
+
+UNITS = dict(reg='cell', height='m', dim='log m', rot='', vel='m/s', heatmap='logit')
+
+
+def flat_outputs(task_outputs: tuple[list[dict[str, torch.Tensor]], ...]) -> tuple[torch.Tensor, ...]:
+    """Flatten the outputs of `CenterHead.forward`, maps (1, C, H, W), one level per task."""
+    names = (*VALUES, 'heatmap')
+    return tuple(outputs[name] for (outputs,) in task_outputs for name in names if name in outputs)
+
+
+def graphs(model: nn.Module, options: Options) -> list[Graph]:
+    bev_meaning = "bird's-eye view (BEV) from the sparse backbone"
+    return points_and_head(model, options, 'centerpoint', flat_outputs, head_outputs(model), bev_meaning)
+
+
+def head_outputs(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """Return output name -> (meaning, unit); without `norm_bbox` `dim` is metres, not logarithms."""
+    rule = facts_of(model)
+    units = UNITS if rule.norm_bbox else UNITS | dict(dim='m')
+    names = {name: name.rsplit('_', 1) for name in rule.output_names}
+    return {name: (f'{output} of task {task}', units[output]) for name, (output, task) in names.items()}
+
+
+def facts_of(model: nn.Module) -> CenterPointFacts:
+    points = PILLARS if has_pillars(model) else None
+    settings = head_settings(model.pts_bbox_head)
+    return CenterPointFacts(**settings, points=points, box_convention=model.box_convention)
+
+
+def head_settings(head: nn.Module) -> dict[str, Any]:
+    coder, test = head.bbox_coder, head.test_cfg
+    return dict(
+        num_classes=[int(count) for count in head.num_classes],
+        voxel_size=[float(size) for size in coder.voxel_size[:2]],
+        pc_origin=[float(value) for value in coder.pc_range[:2]],
+        out_size_factor=int(coder.out_size_factor),
+        max_num=int(coder.max_num),
+        score_threshold=coder.score_threshold,
+        post_center_range=[float(value) for value in coder.post_center_range],
+        norm_bbox=bool(head.norm_bbox),
+        with_velocity=bool(head.with_velocity),
+        nms_type=str(test['nms_type']),
+        nms_thr=float(test.get('nms_thr') or 0.0),
+        nms_score_threshold=float(test.get('score_threshold') or 0.0),
+        pre_max_size=test.get('pre_max_size'),
+        post_max_size=test.get('post_max_size'),
+        min_radius=[float(radius) for radius in test.get('min_radius') or ()],
+        post_center_limit_range=[float(value) for value in test.get('post_center_limit_range') or ()],
+    )
+
+
+class CenterPointReference(LidarReference):
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__(model, facts_of(model).output_names, flat_outputs)
+
+    def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+        tasks: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            output, task = name.rsplit('_', 1)
+            tasks.setdefault(task, {})[output] = tensor
+        return tuple([outputs] for outputs in tasks.values())
 
 
 class CenterPointFamily(SweepMethods, SequenceFamily):

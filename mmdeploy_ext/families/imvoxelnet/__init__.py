@@ -5,7 +5,7 @@ from mmdeploy_ext.spec.registry import register_family
 register_family(
     'imvoxelnet',
     'mmdeploy_ext.families.imvoxelnet.family:ImVoxelNetFamily',
-    facts='mmdeploy_ext.families.imvoxelnet.facts:ImVoxelNetFacts',
+    facts='mmdeploy_ext.families.imvoxelnet.runtime:ImVoxelNetFacts',
     runtime='mmdeploy_ext.families.imvoxelnet.runtime',
     library='mmdet3d',
     claims=('ImVoxelNet',),

@@ -16,8 +16,8 @@ from mmdeploy_ext.families.common.anchor_heads import PER_CLASS_HEAD, UNTRACED, 
 from mmdeploy_ext.families.common.box_conventions import note_head_convention, state_head_convention
 from mmdeploy_ext.families.common.samples import only
 from mmdeploy_ext.families.images import ImageFamily
-from mmdeploy_ext.families.imvoxelnet import graphs, samples
-from mmdeploy_ext.families.imvoxelnet.reference import ImVoxelNetReference
+from mmdeploy_ext.families.imvoxelnet import graphs
+from mmdeploy_ext.families.imvoxelnet.reference import ImVoxelNetReference, feeds
 from mmdeploy_ext.families.missing_kernels import missing_operators
 from mmdeploy_ext.runtime.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.runtime.preprocess.pipeline_rule import steps_of
@@ -39,7 +39,7 @@ class ImVoxelNetFamily(ImageFamily):
     untraced = ('.forward', 'forward_test', 'simple_test', '.extract_feat', *UNTRACED)
     spec, stages = staticmethod(graphs.spec), staticmethod(graphs.stages)
     facts = staticmethod(graphs.facts_of)
-    feeds = staticmethod(samples.feeds)
+    feeds = staticmethod(feeds)
 
     def claims(self, cfg: Any) -> Claim:
         names = names_of_class(builder.DETECTORS, cfg.model.get('type'))

@@ -18,7 +18,7 @@ from mmdeploy_ext.families.common.anchor_heads import anchor_settings, flat_outp
 from mmdeploy_ext.families.common.image_graphs import image_input
 from mmdeploy_ext.families.common.runtime.anchors3d import OUTPUTS, anchors_of, decode_deltas, turned_yaw
 from mmdeploy_ext.families.common.suppression3d import best_rows, padded, result_specs, suppressed
-from mmdeploy_ext.families.imvoxelnet.facts import ImVoxelNetFacts
+from mmdeploy_ext.families.imvoxelnet.runtime import ImVoxelNetFacts
 from mmdeploy_ext.runtime.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, Stage, TensorSpec

@@ -13,14 +13,41 @@ from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 from mmdet3d.models.fusion_layers import point_fusion
 
 from mmdeploy_ext.base.config import replaced_entry
+from mmdeploy_ext.families.common import image_graphs
 from mmdeploy_ext.families.common.anchor_heads import flat_outputs
 from mmdeploy_ext.families.common.mmdet_reference import batch_of, metas_of
 from mmdeploy_ext.families.common.samples import BOX_TYPES, detections_in_1x
 from mmdeploy_ext.families.imvoxelnet.graphs import facts_of
 from mmdeploy_ext.families.imvoxelnet.runtime import PictureDetections3D
-from mmdeploy_ext.families.imvoxelnet.samples import feeds
 from mmdeploy_ext.families.reference import ImageReference
+from mmdeploy_ext.families.synthetic.picture_cameras import lidar_camera
+from mmdeploy_ext.runtime.preprocess.cam2img import check_projection, original
 from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+
+
+def original_camera(image: PreparedImage) -> np.ndarray:
+    """Return the camera (4, 4) float32 of the picture on disk, or `lidar_camera`."""
+    if image.cam2img is None:
+        return lidar_camera(image)
+    camera = original(image.cam2img, image.to_input).astype(np.float32)
+    check_projection(camera, image.ori_shape)
+    return camera
+
+
+def feeds(images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+    """Return the inputs of pictures of one size, and arrays for the runtime.
+
+    `input` (B, 3, H, W), `lidar2img` (B, 4, 4), `scale_factor` (B, 4) `w h w h`, input / picture on disk, all
+    float32; `drawn_camera` (B, 4, 4) float64, of the picture on disk with `rescale`, otherwise of the network
+    input.
+    """
+    cameras = np.stack([original_camera(image) for image in images])
+    batch = image_graphs.feeds(images, rescale=True)
+    ratios = batch['scale_factor']
+    drawn = cameras.astype(np.float64)
+    if not rescale:
+        drawn[:, :2] *= ratios[:, :2, None]
+    return dict(input=batch['input'], scale_factor=ratios, drawn_camera=drawn, lidar2img=cameras)
 
 
 def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:

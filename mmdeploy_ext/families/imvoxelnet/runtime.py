@@ -10,16 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.families.common.runtime.anchors3d import decode
+from mmdeploy_ext.families.common.runtime.anchors3d import AnchorRule, decode
 from mmdeploy_ext.runtime.bird_eye import BoxLayer
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw3d import draw_camera
+from mmdeploy_ext.spec.facts import Count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.spec.metadata import Metadata
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImVoxelNetFacts(AnchorRule):
+    max_per_img: Count
+
+    @property
+    def max_num(self) -> int:
+        return self.max_per_img
+
 
 COLUMNS = 7
 

@@ -11,7 +11,7 @@ import toy_anchor3d
 from marking import in_suite
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ConfigError
-from mmdeploy_ext.families.anchor3d.graphs import facts_of
+from mmdeploy_ext.families.anchor3d.family import facts_of
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.common.lidar_parts import parts_of
 from mmdeploy_ext.families.common.pillars import DynamicPillars

@@ -1,6 +1,5 @@
 """CenterPoint's boxes without PyTorch equal mmdet3d's own `get_bboxes`."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -8,8 +7,8 @@ from mmcv.ops import nms_rotated
 from mmdet3d.core.post_processing import circle_nms as upstream_circle_nms
 from mmdet3d.models import build_head
 
-from mmdeploy_ext.families.centerpoint.facts import CenterPointFacts
-from mmdeploy_ext.families.centerpoint.graphs import head_settings
+from mmdeploy_ext.families.centerpoint.family import head_settings
+from mmdeploy_ext.families.centerpoint.runtime import CenterPointFacts
 from mmdeploy_ext.families.common.runtime.center_boxes import decode
 from mmdeploy_ext.families.common.samples import BOX_TYPES
 from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms

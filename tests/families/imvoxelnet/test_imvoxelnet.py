@@ -7,7 +7,7 @@ from marking import in_suite
 from mmdeploy_ext.base.errors import ConfigError, ShapeError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.evaluate import detector as test_loop
-from mmdeploy_ext.families.imvoxelnet import reference, samples
+from mmdeploy_ext.families.imvoxelnet import reference
 from mmdeploy_ext.runtime.preprocess.cam2img import check_projection
 from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
 from proofs import prove
@@ -65,9 +65,9 @@ def test_the_test_loop_takes_the_camera_from_the_meta_of_a_picture():
         scale_factor=expected.scale_factor,
     )
     prepared = test_loop._prepared(expected.tensor, meta)
-    assert np.array_equal(samples.original_camera(prepared), meta['lidar2img'])
+    assert np.array_equal(reference.original_camera(prepared), meta['lidar2img'])
     prepared = test_loop._prepared(expected.tensor, dict(meta, cam2img=np.eye(3)), camera='lidar2img')
-    assert np.array_equal(samples.original_camera(prepared), meta['lidar2img'])
+    assert np.array_equal(reference.original_camera(prepared), meta['lidar2img'])
 
 
 def test_what_the_graphs_do_not_reproduce_is_refused_by_its_key():

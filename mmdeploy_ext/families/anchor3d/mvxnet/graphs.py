@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import grid_sample
 
-from mmdeploy_ext.families.anchor3d.graphs import head_outputs
+from mmdeploy_ext.families.anchor3d.family import head_outputs
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, FAMILY, FEATURES, PICTURE
 from mmdeploy_ext.families.common.anchor_heads import flat_outputs
 from mmdeploy_ext.families.common.lidar_graphs import points_and_head

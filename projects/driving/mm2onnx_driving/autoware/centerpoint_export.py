@@ -21,7 +21,7 @@ from mm2onnx_driving.autoware.contract import AutowareContract, companion_texts,
 from mm2onnx_driving.autoware.nodes import CENTERPOINT, CHANNELS, POINT_WIDTH, POINTS, REMAPPER
 from mm2onnx_driving.folder_rules import node_cells
 from mmdeploy_ext.base.errors import ConfigError
-from mmdeploy_ext.families.centerpoint.reference import CenterPointReference
+from mmdeploy_ext.families.centerpoint.family import CenterPointReference
 from mmdeploy_ext.families.common.lidar_graphs import DenseHead, head_spec
 from mmdeploy_ext.families.common.lidar_parts import collected, parts_of, prefix_of
 from mmdeploy_ext.families.common.pillars import SCATTER

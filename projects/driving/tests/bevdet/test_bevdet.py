@@ -17,7 +17,7 @@ from mm2onnx_driving.bevdet.graphs import box_facts
 from mm2onnx_driving.layers.lift_splat import view_transformer
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.taps import collect_taps
-from mmdeploy_ext.families.centerpoint.graphs import head_settings
+from mmdeploy_ext.families.centerpoint.family import head_settings
 from mmdeploy_ext.upstream.models.catalogue import register_named
 
 META = dict(box_type_3d=LiDARInstance3DBoxes)
