@@ -13,8 +13,8 @@ from torch import nn
 
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.families.common.image_graphs import clip_size, optional_inputs
-from mmdeploy_ext.spec.options import CHANNELS, INPUT, OUTPUTS
-from mmdeploy_ext.spec.tensors import Graph, GraphSpec, Pixels, Stage, TensorSpec
+from mmdeploy_ext.spec.options import CHANNELS, COUNTERS, INPUT, OUTPUTS
+from mmdeploy_ext.spec.tensors import VALID, Graph, GraphSpec, Pixels, Stage, TensorSpec
 
 if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
@@ -27,7 +27,7 @@ MOST_BOXES = 4095
 
 RESULTS = ({'dets', 'labels'}, {'boxes', 'scores', 'labels'})
 """Outputs of boxes that become those of `DetectionCounts`."""
-COUNTS = ('candidates', 'proposal_candidates')
+COUNTS = (*COUNTERS.values(), VALID)
 """Outputs that stay beside them."""
 
 

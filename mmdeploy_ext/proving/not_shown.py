@@ -27,6 +27,7 @@ from mmdeploy_ext.proving import float64
 from mmdeploy_ext.runtime.panoptic import Segments
 from mmdeploy_ext.runtime.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.spec.matching import numbers_of
+from mmdeploy_ext.spec.options import COUNTERS
 from mmdeploy_ext.upstream.models.building import data_class, makes_samples
 
 if TYPE_CHECKING:
@@ -142,10 +143,6 @@ def shown(path: str | Path) -> str:
     """Return a path as text, relative if below the working folder."""
     path = Path(path)
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-COUNTERS = dict(max_candidates='candidates', max_proposals='proposal_candidates')
-"""Name of a limit -> output with its count per image."""
 
 
 def limits_of(facts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -295,7 +295,7 @@ def candidates_needed(reason: str) -> dict[str, Any]:
 def check_cap(metadata: Metadata, outputs: Arrays, results: Sequence[Scored]) -> None:
     """Raise ModelFileError if `--max-candidates` may have cost results."""
     cap = metadata.options.get('max_candidates', 0)
-    if not cap:
+    if not cap or 'candidates' not in outputs:  # a test path without NMS
         return
     max_per_img = metadata.postprocess.max_per_img
     counts = [

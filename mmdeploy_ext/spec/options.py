@@ -463,8 +463,9 @@ MAX_PROPOSALS = dataclasses.replace(
     help='full form, with --max-candidates: keep at most the K best proposals (default: all)',
     key='max_proposals',
 )
-LIMITS = (MAX_CANDIDATES.name, MAX_PROPOSALS.name)
-"""Limits of candidates before NMS."""
+COUNTERS = {MAX_CANDIDATES.name: 'candidates', MAX_PROPOSALS.name: 'proposal_candidates'}
+"""Limit of candidates before NMS -> output with their number in each image."""
+LIMITS = tuple(COUNTERS)
 DRIVE = (PRECISION, FP16_IO, OPSET, EXPORTER, SIMPLIFY, KEEP_FP32, KEEP_RESULTS, MADE_FOR)
 """Options of every family of frames or sweeps."""
 

@@ -29,6 +29,7 @@ def chosen(config, cfg_options=None, **options):
     return detector, chosen_options(detector, ExportRequest(config, '', options=options))
 
 
+@pytest.mark.parametrize('whole', ['', 'traced'])
 @pytest.mark.parametrize(
     ('config', 'part', 'classes', 'names'),
     [
@@ -36,11 +37,12 @@ def chosen(config, cfg_options=None, **options):
         ('retinanet/retinanet_r50_fpn_1x_coco.py', '', 9 * 80, ('max_candidates',)),
     ],
 )
-def test_candidates_of_a_stock_config_fit_into_the_largest_top_k(config, part, classes, names):
+def test_candidates_of_a_stock_config_fit_into_the_largest_top_k(config, part, classes, names, whole):
     """`classes`: rows of a cell that the top-k of a level sorts."""
     rows = [-(-800 // stride) * -(-1344 // stride) * classes for stride in (8, 16, 32, 64)]
     rows = [200 * 336 * classes, *rows[:3], 13 * 21 * classes] if part else [*rows, 7 * 11 * classes]
-    detector, options = chosen(mmdet_config(config), made_for='tensorrt')
+    traced = dict(whole=whole) if whole else {}
+    detector, options = chosen(mmdet_config(config), made_for='tensorrt', **traced)
     test_cfg = detector.cfg.model.test_cfg
     nms_pre = (test_cfg[part] if part else test_cfg).nms_pre
     assert sum(min(count, nms_pre) for count in rows) <= LARGEST_K

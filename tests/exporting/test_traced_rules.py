@@ -7,12 +7,15 @@ import onnxruntime
 import pytest
 import torch
 from mmcv.ops import CornerPool
+from mmcv.ops import batched_nms as mmcv_nms
 from torch import nn
 from torch.nn import functional as F
 
+from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting.copy import AXES, replace_class
 from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.exporting.traced.mode import SHADOWS, Limit, Tracing, is_traced
+from mmdeploy_ext.exporting.traced.functions import batched_nms, bbox2roi, multiclass_nms
+from mmdeploy_ext.exporting.traced.mode import SHADOWS, Caps, Limit, Tracing, is_traced
 from mmdeploy_ext.exporting.traced.whole import first_difference, layout_of
 
 len, min, max, int = (SHADOWS[name] for name in ('len', 'min', 'max', 'int'))
@@ -21,14 +24,14 @@ len, min, max, int = (SHADOWS[name] for name in ('len', 'min', 'max', 'int'))
 class UnderTheMode(nn.Module):
     """A function of boxes (n, 5) as a traced test path sees it, and `valid`."""
 
-    def __init__(self, function):
+    def __init__(self, function, caps=None):
         super().__init__()
-        self.function = function
+        self.function, self.caps = function, caps
 
     def forward(self, boxes):
         if not is_traced():
             return self.function(boxes)
-        with Tracing([boxes]) as self.mode:
+        with Tracing([boxes], caps=self.caps) as self.mode:
             result = self.function(boxes)
         return result.clone(), self.mode.valid()
 
@@ -358,3 +361,92 @@ def test_pooling_of_corners_by_steps_is_that_of_mmcv(mode, size):
     wanted = pool(x)
     replace_class(pool)
     assert torch.equal(pool(x), wanted)
+
+
+# constant shapes
+CAPS = Caps(candidates=30, proposals=0, wanted=-1, results=30, sorted=30, plugin_classes=0)
+
+
+def rows_above(rows):
+    return rows[rows[:, 4] > 60]
+
+
+def best_of_masked(rows):
+    keep = rows[:, 4] > 60
+    corners, (scores, order) = rows[:, :4][keep], rows[:, 4][keep].sort(descending=True)
+    return torch.cat([corners[order[:9]], scores[:9, None]], 1)
+
+
+def pairs_above(rows):
+    mask = rows[:, :4] > 80
+    scores, places = rows[:, :4][mask], torch.nonzero(mask)
+    scores, order = scores.sort(descending=True)
+    number = min(6, places.size(0))
+    row, column = places[order[:number]].unbind(dim=1)
+    return torch.cat([rows[row, :3], column[:, None].float(), scores[:number, None]], 1)
+
+
+def product_of_masked(rows):
+    first, second = rows[:, 3] / 100, rows[:, 4] / 100
+    keep = first * second >= 0.3
+    scores = (first[keep] * second[keep]).sqrt()
+    return torch.cat([rows[keep, :4], scores[:, None]], 1)
+
+
+def places_of_masked(rows):
+    places = (rows[:, 4] > 60).nonzero(as_tuple=False).squeeze(1)
+    return torch.cat([rows[:, :4][places], rows[:, 4][places][:, None]], 1)
+
+
+def tuple_of_places(rows):
+    (places,) = torch.where(rows[:, 4] > 60)
+    return torch.cat([rows[:, :4][places], rows[:, 4][places][:, None]], 1)
+
+
+def suppressed(rows):
+    rows = rows[rows[:, 4] > 30]
+    corners = torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1)
+    nms = batched_nms(mmcv_nms) if is_traced() else mmcv_nms
+    return nms(corners, rows[:, 4] / 100, (rows[:, 0] > 50).long(), dict(type='nms', iou_threshold=0.5))[0]
+
+
+def first_class(corners, scores):
+    scores = scores[:, 0]
+    keep = scores > 0.1
+    return torch.cat([corners[keep], scores[keep][:, None]], 1)
+
+
+def regions_of_proposals(rows):
+    proposals = suppressed(rows)
+    if is_traced():
+        bbox2roi([proposals])
+    nms = multiclass_nms(first_class) if is_traced() else first_class
+    return nms(proposals[:, :4], proposals[:, :1] / 300)
+
+
+@pytest.mark.parametrize(
+    'function',
+    [
+        rows_above,
+        best_of_masked,
+        pairs_above,
+        product_of_masked,
+        places_of_masked,
+        tuple_of_places,
+        suppressed,
+        regions_of_proposals,
+    ],
+)
+def test_a_dropped_row_of_a_constant_graph_has_a_score_below_zero(function):
+    model = export_module(UnderTheMode(function, CAPS).eval(), [boxes(20)], input_names=['boxes'])
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    found = set()
+    for example in (boxes(20), boxes(20, 1), boxes(20, 2, 0.5)):
+        expected = function(example.clone()).numpy()
+        result, valid = session.run(None, {'boxes': example.numpy()})
+        found.add(result.shape)
+        kept = result[result[:, 4] >= 0]
+        kept, expected = (rows[np.argsort(-rows[:, 4], kind='stable')] for rows in (kept, expected))
+        np.testing.assert_allclose(kept, expected, atol=1e-4)
+        assert valid
+    assert len(found) == 1 and not find_refusals(model, rtx=True)

@@ -12,20 +12,25 @@ from mmdet.models.dense_heads import ATSSHead
 from torch import nn
 
 import mmdeploy_ext
+from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.cli import export_app, run_app
+from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting.export import save
 from mmdeploy_ext.exporting.traced.functions import ranked
 from mmdeploy_ext.exporting.traced.mode import Ranking
 from mmdeploy_ext.families.detector import prepare_fixed
+from mmdeploy_ext.families.traced.family import TracedFamily
 from mmdeploy_ext.families.traced.reference import TracedReference
 from mmdeploy_ext.families.traced.runtime import CornerFacts, YolactFacts
+from mmdeploy_ext.runtime.detections import candidates_needed
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.spec.comparison import compare_named
 from mmdeploy_ext.spec.metadata import read_metadata
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, load_toy
 
 TOY = f"_base_ = ['{REPO}/configs/demo/atss_toy.py']\n"
+MASKS = str(REPO / 'configs/demo/mask_rcnn_toy.py')
 WHOLE = ('--whole', 'traced', '--shape', '128', '160')
 
 
@@ -113,6 +118,56 @@ def test_a_trained_toy_of_every_kind_is_proven_whole_at_any_size(toy, tmp_path):
     files = [str(REPO / f'configs/demo/{toy}_toy.py'), str(REPO / f'demo/checkpoints/{toy}_toy.pth')]
     words = ['--whole', 'traced', '--dynamic-export', '--shape', '128', '160', '--verify']
     assert export_app.main([*files, '--out', str(tmp_path / 'm.onnx'), *words]) == 0
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    ('toy', 'words'),
+    [
+        ('retinanet', []),
+        ('retinanet', ['--outputs', 'efficient-nms', '--nms-plugin']),
+        ('yolox', ['--batch-size', '2']),
+        ('mask_rcnn', ['--batch-size', '2']),
+    ],
+)
+def test_a_trained_toy_is_proven_with_constant_shapes(toy, words, tmp_path):
+    files = [str(REPO / f'configs/demo/{toy}_toy.py'), str(REPO / f'demo/checkpoints/{toy}_toy.pth')]
+    path = tmp_path / 'm.onnx'
+    sized = ['--whole', 'traced', '--shape', '128', '160', '--for', 'tensorrt', '--verify']
+    assert export_app.main([*files, '--out', str(path), *sized, *words]) == 0
+    plugins = {'EfficientNMS_TRT'} if words[2:] else set()
+    assert {refusal.operator for refusal in find_refusals(onnx.load(path), rtx=True)} == plugins
+
+
+def test_boxes_above_a_limit_are_refused_with_a_limit_that_suffices(tmp_path):
+    path = tmp_path / 'm.onnx'
+    options = dict(whole='traced', height=128, width=160, max_candidates=300)
+    mmdeploy_ext.export(CONFIG, CHECKPOINT, path, **options)
+    verdict = mmdeploy_ext.prove(CONFIG, CHECKPOINT, path, samples=[PICTURE])
+    shapes = {tensor.name: tensor.axes for tensor in read_metadata(path).spec.outputs}
+    assert shapes['dets'] == (1, 100, 5) and shapes['candidates'] == (1,)
+    limits = [
+        candidates_needed(finding.text).get('max_candidates', 0)
+        for finding in verdict.findings
+        if finding.passed is False
+    ]
+    assert limits and min(limits) > 300
+    assert not find_refusals(onnx.load(path), rtx=True)
+
+
+@pytest.mark.parametrize(
+    ('config', 'options', 'named'),
+    [
+        (CONFIG, dict(max_candidates=9, dynamic=True), '--dynamic-export'),
+        (CONFIG, dict(max_candidates=9, max_proposals=9), '--max-candidates'),
+        (MASKS, dict(max_candidates=9), '--max-proposals'),
+    ],
+)
+def test_limits_that_leave_a_shape_open_are_refused(config, options, named):
+    family = TracedFamily()
+    chosen = family.choose(whole='traced', height=128, width=160, **options)
+    with pytest.raises(UsageError, match=rf'^--max-\w+ 9: .*{named}'):
+        family.check(load_config(config), chosen)
 
 
 FAULTS = (

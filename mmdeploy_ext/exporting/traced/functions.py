@@ -19,9 +19,19 @@ from torch.nn import functional as F
 
 from mmdeploy_ext.base.errors import ExportError
 from mmdeploy_ext.exporting.substitution import configs_in
-from mmdeploy_ext.exporting.traced.mode import SHADOWS, Limit, Ranking, active, is_traced
+from mmdeploy_ext.exporting.traced.mode import (
+    DROPPED,
+    SHADOWS,
+    Limit,
+    Ranking,
+    Tracing,
+    active,
+    has_tensor,
+    is_traced,
+    stacked,
+)
 from mmdeploy_ext.upstream.compat.mmcv_operators import untraced
-from mmdeploy_ext.upstream.operators.nms import SOFT_NMS
+from mmdeploy_ext.upstream.operators.nms import SOFT_NMS, efficient_nms, nms_of_sorted
 from mmdeploy_ext.upstream.operators.nms import batched_nms as suppress
 from mmdeploy_ext.upstream.operators.roi_align import pool_level
 
@@ -95,11 +105,27 @@ def scored_masks(method: Any) -> Any:
 
 # functions whose Python decides by numbers
 def bbox2roi(bbox_list: Any) -> torch.Tensor:
+    mode = active()
+    if mode and mode.caps:
+        regions = [
+            boxes[:, 4] >= 0 if boxes.size(1) == 5 else boxes[:, 0] == boxes[:, 0] for boxes in bbox_list
+        ]
+        mode.regions = torch.cat(regions)
     rois = [
         torch.cat([boxes.new_full((boxes.size(0), 1), index), boxes[:, :4]], dim=-1)
         for index, boxes in enumerate(bbox_list)
     ]
     return torch.cat(rois, 0)
+
+
+def multiclass_nms(function: Any) -> Any:
+    def nms(multi_bboxes: Any, multi_scores: Any, *args: Any, **kwargs: Any) -> Any:
+        regions = getattr(active(), 'regions', None)
+        if regions is not None and regions.shape[0] == multi_scores.shape[0]:
+            multi_scores = torch.where(regions[:, None], multi_scores, DROPPED)
+        return function(multi_bboxes, multi_scores, *args, **kwargs)
+
+    return nms
 
 
 def batched_nms(function: Any) -> Any:
@@ -114,19 +140,25 @@ def batched_nms(function: Any) -> Any:
         )
         most = cfg.pop('max_num', -1)
         threshold = cfg.pop('iou_threshold', cfg.pop('iou_thr', 0.3))
-        shifted = boxes
+        shifted, seen, mode = boxes, boxes, active()
+        if mode and mode.caps:
+            live = scores >= 0
+            scores, seen = torch.where(live, scores, DROPPED), torch.where(live[:, None], boxes, 0 * DROPPED)
         if not agnostic:
-            largest = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max()
+            largest = torch.cat([seen.flatten(), boxes.new_zeros(1)]).max()
             shifted = boxes + (idxs.to(boxes) * (largest + 1))[:, None]
         # mmcv never suppresses a box with x2 < x1; ONNX would turn it over
         shifted = torch.cat([shifted[:, :2], torch.maximum(shifted[:, :2], shifted[:, 2:])], 1)
-        if mode := active():
+        if mode:
             mode.border('nms_boxes', boxes)
             mode.border('nms_scores', scores)
         if kind in ('soft_nms', 'SoftNMSop'):
             return _soft(boxes, shifted, scores, threshold, cfg, most)
         if kind != 'nms' or cfg:
             raise ExportError(f'NMS {kind!r} with {", ".join(cfg) or "no settings"}: no traced form')
+        if mode and mode.caps:
+            dets, keep = _capped(mode, boxes, shifted, scores, idxs, threshold, agnostic)
+            return (dets[:most], keep[:most]) if most > 0 else (dets, keep)
         keep = suppress(shifted[None], scores[None, None], threshold, ALL_BOXES)[:, 2]
         best, order = scores[keep].sort(0, descending=True)
         keep = keep[order]
@@ -134,6 +166,43 @@ def batched_nms(function: Any) -> Any:
         return (dets[:most], keep[:most]) if most > 0 else (dets, keep)
 
     return nms
+
+
+def _capped(
+    mode: Tracing, boxes: Any, shifted: Any, scores: Any, idxs: Any, threshold: float, agnostic: bool
+) -> Any:
+    """Suppress the best boxes, of a constant number; a dropped one has the score `DROPPED`, last."""
+    caps, name, limit = mode.caps, 'candidates', mode.caps.candidates
+    if caps.proposals and mode.regions is None:
+        name, limit = 'proposal_candidates', caps.proposals
+    entered = (scores >= 0).sum()
+    best, rows = scores.topk(min(limit, scores.shape[0]))
+    if caps.plugin_classes and name == 'candidates':
+        best, order = _by_plugin(boxes[rows], best, idxs[rows], threshold, agnostic, mode)
+    else:
+        keep = nms_of_sorted(shifted[rows][None], threshold)[0] & (best >= 0)
+        if name != 'candidates' and caps.wanted > 0:
+            entered = torch.where(keep.sum() < caps.wanted, entered, entered.clamp(max=limit))
+        best, order = torch.where(keep, best, DROPPED).topk(best.shape[0])
+    mode.entered[name] = torch.maximum(entered, mode.entered.get(name, entered))
+    keep = rows[order]
+    return torch.cat([boxes[keep], best[:, None]], 1), keep
+
+
+def _by_plugin(
+    boxes: Any, best: Any, labels: Any, threshold: float, agnostic: bool, mode: Tracing
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scores and places of what TensorRT's plug-in keeps; it returns copies without their places."""
+    classes = torch.arange(mode.caps.plugin_classes)
+    chosen = (labels[:, None] == classes) & (best >= 0)[:, None]
+    scores = torch.where(chosen, best[:, None], 0 * DROPPED)
+    most = min(mode.caps.results, best.shape[0])
+    count, *kept = efficient_nms(boxes[None], scores[None], threshold, most, agnostic)
+    kept_boxes, kept_scores, kept_labels = (one[0] for one in kept)
+    same = (kept_boxes[:, None] == boxes).all(2) & (kept_scores[:, None] == best)
+    same = same & (kept_labels.to(torch.int64)[:, None] == labels)
+    present = torch.arange(most) < count[0]
+    return torch.where(present, kept_scores, DROPPED), same.to(best).argmax(1)
 
 
 def _soft(boxes: Any, shifted: Any, scores: Any, threshold: float, cfg: dict[str, Any], most: int) -> Any:
@@ -157,6 +226,13 @@ def ranked_nms(mode: Ranking) -> Any:
             for key in ('iou_threshold', 'iou_thr'):
                 if mode.overlap and nms_cfg and key in nms_cfg:
                     nms_cfg = dict(nms_cfg, **{key: nms_cfg[key] + mode.overlap})
+
+            def kept(limit: int) -> int:
+                best = scores.topk(min(limit, len(scores)))[1]
+                return len(function(boxes[best], scores[best], idxs[best], nms_cfg, *args, **kwargs)[1])
+
+            proposes = not any(name.startswith('rois_') for name in mode.found)
+            mode.entered.append((proposes, len(scores), kept))
             return function(boxes, scores, idxs, nms_cfg, *args, **kwargs)
 
         return nms
@@ -178,10 +254,10 @@ def ranked_rois(mode: Ranking) -> Any:
 
 @contextlib.contextmanager
 def ranked(
-    model: torch.nn.Module, given: Mapping[str, torch.Tensor], overlap: float = 0.0
+    model: torch.nn.Module, given: Mapping[str, torch.Tensor], overlap: float = 0.0, slack: float = 0.0
 ) -> Iterator[Ranking]:
     """Inside the block the eager model's rankings start from given tensors where they have the same shape."""
-    mode = Ranking(given, overlap)
+    mode = Ranking(given, overlap, slack)
     makers = {('mmcv.ops.nms', 'batched_nms'): ranked_nms(mode)}
     with contextlib.ExitStack() as stack:
         for module, name, (_, value) in _found(modules_of(model), makers):
@@ -270,7 +346,8 @@ def roi_forward(method: Any) -> Any:
             rois = self.roi_rescale(rois, roi_scale_factor)
         pooled = rois.new_zeros(rois.size(0), self.out_channels, *self.roi_layers[0].output_size)
         for level, (maps, layer) in enumerate(zip(feats, self.roi_layers, strict=False)):
-            pooled = pool_level(pooled, maps, rois[:, 1:], rois[:, 0].long(), levels, level, layer)
+            boxes, images, constant = rois[:, 1:], rois[:, 0].long(), bool(mode and mode.caps)
+            pooled = pool_level(pooled, maps, boxes, images, levels, level, layer, constant)
         return pooled
 
     return forward
@@ -332,6 +409,7 @@ FUNCTIONS = {
     ('core.bbox.transforms', 'bbox2roi'): lambda function: bbox2roi,
     ('core.export.onnx_helper', 'get_k_for_topk'): get_k_for_topk,
     ('core.post_processing.merge_augs', 'merge_aug_masks'): merge_aug_masks,
+    ('core.post_processing.bbox_nms', 'multiclass_nms'): multiclass_nms,
     ('mmcv.ops.nms', 'batched_nms'): batched_nms,
     ('mmcv.ops.deform_conv', 'deform_conv2d'): deform_conv2d,
 }
@@ -343,6 +421,13 @@ METHODS = {
     ('SingleRoIExtractor', 'forward'): roi_forward,
 }
 """Class, method -> what replaces the method."""
+
+
+def numpy_array(function: Any) -> Any:
+    def array(data: Any, *args: Any, **kwargs: Any) -> Any:
+        return stacked(data, None) if is_traced() and has_tensor(data) else function(data, *args, **kwargs)
+
+    return array
 
 
 def from_numpy(function: Any) -> Any:
@@ -379,6 +464,7 @@ def replaced(model: torch.nn.Module) -> Iterator[None]:
         for owner, name, method in _new_methods(model, METHODS):
             patch(owner, name, method)
         patch(torch, 'from_numpy', from_numpy(torch.from_numpy))
+        patch(np, 'array', numpy_array(np.array))
         for config in configs_in(model):
             stack.enter_context(mock.patch.dict(config, limits_of(config)))
         yield

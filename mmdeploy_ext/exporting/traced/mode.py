@@ -48,12 +48,20 @@ COMPARED = {
 }  # fmt: skip
 UNWRITTEN = {'requires_grad_', 'detach_', 'squeeze_', 'unsqueeze_', 't_', 'transpose_'}
 """Methods in place that write no values."""
+SIZES = 'size', 'numel', 'nelement'
+SIGNS = {
+    'mul', '__mul__', '__rmul__', '__imul__', 'div', '__truediv__', '__itruediv__', 'pow', '__pow__',
+    'sqrt', 'square', 'abs', 'neg', '__neg__', 'exp', 'log', 'sigmoid',
+}  # fmt: skip
+"""Functions that give dropped scores another sign."""
 STEEP = 'exp', 'sigmoid', 'softmax'
 """Functions from a head's outputs to sizes and scores. Their inputs are borders, as rounding grows there."""
 BORDERS = re.compile(
     r'(topk|sort|argsort|threshold|equal|nms_boxes|nms_scores|rois|exp|sigmoid|softmax)_\w+_\d+'
 )
 """Names of tensors where rounding decides."""
+DROPPED = torch.tensor(-1.0)
+"""Score of a row that a selection would drop, in a graph of constant shapes; a factor leaves it below 0."""
 NOT_EMPTY = dict(eq=False, ne=True, gt=True, ge=True, lt=False, le=False)
 """Comparison of a count with 0 (`ge`, `lt`: with 1) -> its result where something was selected."""
 
@@ -93,6 +101,27 @@ class Escape:
     @property
     def text(self) -> str:
         return linecache.getline(self.file, self.line).strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Caps:
+    """Limits of boxes, which make all shapes constant.
+
+    Attributes:
+        candidates: boxes of the last NMS, best first.
+        proposals: boxes of an NMS in front of regions; 0: there are no regions.
+        wanted: most proposals, after which further boxes do not count; -1: no limit.
+        results: most results of an image.
+        sorted: most rows that a sort returns.
+        plugin_classes: number of classes if TensorRT's plug-in is the last NMS, else 0.
+    """
+
+    candidates: int
+    proposals: int
+    wanted: int
+    results: int
+    sorted: int
+    plugin_classes: int
 
 
 _active: contextvars.ContextVar[Tracing | None] = contextvars.ContextVar('traced_mode', default=None)
@@ -146,12 +175,25 @@ class Tracing(TorchFunctionMode):
     Attributes:
         escapes: what left the tensors, in order.
         borders: name -> float tensor where rounding decides: inputs of rankings, thresholds and suppressions.
+        caps: limits of boxes in a graph of constant shapes: sizes are numbers of Python, a selection keeps
+            all rows, and those that it would drop have a score below 0.
+        regions: with `caps`, which regions are proposals (R,) bool; None before the first regions.
+        entered: with `caps`, name of a counter -> boxes of an NMS ().
     """
 
     def __init__(
-        self, inputs: Sequence[torch.Tensor], counts: Mapping[str, int] = types.MappingProxyType({})
+        self,
+        inputs: Sequence[torch.Tensor],
+        counts: Mapping[str, int] = types.MappingProxyType({}),
+        caps: Caps | None = None,
     ) -> None:
         super().__init__()
+        self.caps = caps
+        self.regions: torch.Tensor | None = None
+        self.entered: dict[str, torch.Tensor] = {}
+        self._places: dict[int, tuple[torch.Tensor, torch.Tensor, int | None]] = {}
+        self._scores: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._compared: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.inputs = {torch._C._get_value_trace(tensor).unique() for tensor in inputs}
         self.escapes: list[Escape] = []
         self.conditions: list[torch.Tensor] = []
@@ -177,6 +219,9 @@ class Tracing(TorchFunctionMode):
         name = getattr(function, '__name__', '')
         if getattr(function, '__self__', None) is torch.Tensor.data:
             return args[0].detach()  # a trace keeps the values of `.data`, without a warning
+        if self.caps and (name in SIZES or getattr(function, '__self__', None) is torch.Tensor.shape):
+            with untraced():
+                return function(*args, **kwargs)
         rule = RULES.get(name)
         result = rule(self, function, name, args, kwargs) if rule else NotImplemented
         is_write = name.endswith('_') and not name.startswith('__') and name not in UNWRITTEN
@@ -184,11 +229,15 @@ class Tracing(TorchFunctionMode):
             result = self._write(function, args, kwargs)
         if result is NotImplemented:
             result = function(*args, **kwargs)
+        if self.caps and name in SIGNS:
+            result = self._dropped_again(args, result)
         self._remember(name, args, result)
         return result
 
     def _remember(self, name: str, args: Any, result: Any) -> None:
-        """Remember views, counts and questions whether something is empty."""
+        """Remember views, counts and questions whether something is empty; with `caps` masks and places."""
+        if self.caps:
+            self._remember_places(name, args, result)
         if name == '__getitem__' and isinstance(result, torch.Tensor) and result._is_view():
             self._views[id(result)] = result, args[0], args[1]
         is_product = name in ('__mul__', 'mul', '__rmul__') and id(args[0]) in self._counts
@@ -206,6 +255,10 @@ class Tracing(TorchFunctionMode):
 
     def _select(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
         """Set one value of an empty mask in the example: the code behind it is traced as not empty."""
+        if name == 'where' and len(args) + len(kwargs) > 1:
+            return NotImplemented
+        if self.caps:
+            return self._all_rows(name, args, kwargs)
         masks = args[:1]
         if name in ('__getitem__', 'masked_select'):
             masks = args[1] if isinstance(args[1], tuple) else args[1:2]
@@ -215,6 +268,91 @@ class Tracing(TorchFunctionMode):
                     if mask.numel() and not mask.any():
                         mask[(0,) * mask.dim()] = True
         return NotImplemented
+
+    # constant shapes
+    def _all_rows(self, name: str, args: Any, kwargs: Any) -> Any:
+        tensor, *others = args
+        if name in ('nonzero', 'where'):
+            sizes = shape_of(tensor)
+            places = unravelled(torch.arange(math.prod(sizes)), sizes)
+            if kwargs.get('as_tuple', name == 'where'):
+                for axis, column in enumerate(places):
+                    self._places[id(column)] = column, tensor, axis
+                return tuple(places)
+            rows = torch.stack(places, 1)
+            self._places[id(rows)] = rows, tensor, None
+            return rows
+        if name == 'masked_select':
+            return self._kept(tensor, others[0])
+        index, *rest = others[0] if isinstance(others[0], tuple) else others
+        if not isinstance(index, torch.Tensor):
+            masks = [isinstance(one, torch.Tensor) and one.dtype == torch.bool for one in rest]
+            if not any(masks):
+                return NotImplemented
+            kept = (slice(None) if is_mask else one for one, is_mask in zip(rest, masks, strict=True))
+            return tensor[(index, *kept)]
+        if places := self._places_of(tensor):
+            columns = unravelled(index, shape_of(places[1]))
+            return torch.stack(columns, 1) if places[2] is None else columns[places[2]]
+        mask = index if index.dtype == torch.bool else None
+        if known := self._places_of(index):
+            mask = known[1]
+            rest = rest[mask.dim() - 1 :]
+        if mask is None or not mask.dim():
+            return NotImplemented
+        rows = self._kept(tensor, mask)
+        return rows[(slice(None), *rest)] if rest else rows
+
+    def _kept(self, tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return all rows; a score of a row that the mask drops is `DROPPED`."""
+        rows, flat = tensor.flatten(0, mask.dim() - 1), mask.flatten()
+        if tensor.dim() == mask.dim() and tensor.is_floating_point():
+            scores = torch.where(flat, rows, DROPPED)
+            self._scores[id(scores)] = scores, flat
+            return scores
+        _, compared = self._compared.get(id(mask), (None, None))
+        view, base, index = self._views.get(id(compared), (None, None, None))
+        if view is not None and view is compared and base is tensor and isinstance(index, tuple):
+            columns = range(shape_of(tensor)[1])
+            others = torch.tensor([column != columns[index[1]] for column in columns])
+            return torch.where(flat[:, None] | others, rows, DROPPED)  # scores beside boxes
+        return rows.clone()
+
+    def _dropped_again(self, args: Any, result: torch.Tensor) -> torch.Tensor:
+        """Return computed scores with `DROPPED` where an operand has it: the product of two is above 0."""
+        for operand in args:
+            scores, flat = self._scores.get(id(operand), (None, None))
+            if scores is operand and shape_of(result) == shape_of(flat):
+                result = torch.where(flat, result, DROPPED)
+                self._scores[id(result)] = result, flat
+        return result
+
+    def _places_of(self, tensor: Any) -> tuple[torch.Tensor, torch.Tensor, int | None] | None:
+        known = self._places.get(id(tensor))
+        return known if known and known[0] is tensor else None
+
+    def _remember_places(self, name: str, args: Any, result: Any) -> None:
+        if name in COMPARED and isinstance(result, torch.Tensor) and isinstance(args[0], torch.Tensor):
+            self._compared[id(result)] = result, args[0]
+        places = self._places_of(args[0]) if args else None
+        if not places or places[2] is not None:
+            return
+        axes = range(places[1].dim())
+        if name == '__getitem__' and isinstance(args[1], tuple) and args[1][1:] and args[1][1] in axes:
+            self._places[id(result)] = result, places[1], args[1][1]
+        columns = result if isinstance(result, tuple) else (result,)
+        if len(columns) == len(axes) and all(column.dim() == 1 for column in columns):
+            for axis, column in enumerate(columns):
+                self._places[id(column)] = column, places[1], axis
+
+    def _sort(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
+        self._rank(function, name, args, kwargs)
+        given = dict(zip(('dim', 'descending'), args[1:], strict=False), **kwargs)
+        values, dim = args[0], given.get('dim', -1)
+        if self.caps is None or shape_of(values)[dim] <= self.caps.sorted:
+            return NotImplemented
+        best = torch.topk(values, self.caps.sorted, dim, largest=given.get('descending', False))
+        return best if name == 'sort' else best[1]
 
     # what the graph depends on
     def depends(self, tensor: torch.Tensor) -> bool:
@@ -277,7 +415,7 @@ class Tracing(TorchFunctionMode):
 
     def fixed_size(self, tensor: torch.Tensor, dim: int, name: str) -> None:
         size = tensor.shape[dim]
-        if isinstance(size, torch.Tensor):
+        if isinstance(size, torch.Tensor) and not self.caps:
             self.number(size, name)
 
     # what leaves the tensors
@@ -380,7 +518,9 @@ class Tracing(TorchFunctionMode):
         given = dict(zip(('input', 'k', 'dim', 'largest', 'sorted'), args, strict=False), **kwargs)
         values, k = given['input'], given['k']
         size = values.shape[given.get('dim', -1)]
-        if isinstance(size, torch.Tensor) and self.depends(size):
+        if self.caps:
+            given['k'] = builtins.min(builtins.int(k), shape_of(values)[given.get('dim', -1)])
+        elif isinstance(size, torch.Tensor) and self.depends(size):
             given['k'] = torch.minimum(size, torch.as_tensor(k).to(size))
         self.border(name, values)
         return torch.topk(**given)
@@ -499,19 +639,35 @@ RULES: dict[str, Any] = {
     **dict.fromkeys(('reshape', 'view'), Tracing._reshape),
     **dict.fromkeys(('split', 'split_with_sizes'), Tracing._split),
     **dict.fromkeys(('__iter__', 'unbind'), Tracing._unbind),
-    **dict.fromkeys(('sort', 'argsort', *STEEP), Tracing._rank),
+    **dict.fromkeys(('sort', 'argsort'), Tracing._sort),
+    **dict.fromkeys(STEEP, Tracing._rank),
     **dict.fromkeys(
         [f'__i{name}__' for name in ('add', 'sub', 'mul', 'truediv', 'pow', 'and', 'or')],
         Tracing._write_operator,
     ),
     '__setitem__': Tracing._write_items,
-    **dict.fromkeys(('__getitem__', 'masked_select', 'nonzero'), Tracing._select),
+    **dict.fromkeys(('__getitem__', 'masked_select', 'nonzero', 'where'), Tracing._select),
     'topk': Tracing._topk,
     'conv2d': Tracing._conv2d,
     'layer_norm': Tracing._layer_norm,
     '__deepcopy__': Tracing._same,
 }
 """Name of a function of PyTorch -> what the mode does in its place; NotImplemented runs the function."""
+
+
+def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
+    with untraced():
+        return tuple(tensor.shape)
+
+
+def unravelled(places: torch.Tensor, shape: Sequence[int]) -> list[torch.Tensor]:
+    """Return the index on each axis of places in a flattened tensor."""
+    columns = []
+    for size in reversed(shape[1:]):
+        rows = torch.div(places, size, rounding_mode='floor')
+        columns.insert(0, places - rows * size)
+        places = rows
+    return [places, *columns]
 
 
 def is_border(name: str, tensor: torch.Tensor) -> bool:
@@ -537,13 +693,17 @@ class Ranking(TorchFunctionMode):
     Attributes:
         given: name -> tensor of a file, used where the code's own tensor has the same shape.
         overlap: added to the IoU thresholds of NMS.
+        slack: added to other thresholds.
         found: name -> the code's own tensor.
+        entered: of each NMS, whether it is in front of regions, its boxes, and a function from a limit of
+            boxes to the number that it keeps of the best ones.
     """
 
-    def __init__(self, given: Mapping[str, torch.Tensor], overlap: float = 0.0) -> None:
+    def __init__(self, given: Mapping[str, torch.Tensor], overlap: float = 0.0, slack: float = 0.0) -> None:
         super().__init__()
-        self.given, self.overlap = given, overlap
+        self.given, self.overlap, self.slack = given, overlap, slack
         self.found: dict[str, torch.Tensor] = {}
+        self.entered: list[tuple[bool, int, Callable[[int], int]]] = []
         self.names = BorderNames()
 
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -555,6 +715,8 @@ class Ranking(TorchFunctionMode):
             args = (self.border(name, args[0]), *args[1:])
         kind, count = compared_floats(name, args)
         args = (*(self.border(kind, operand) for operand in args[:count]), *args[count:])
+        if self.slack and kind == 'threshold':
+            args = (args[0], args[1] + self.slack)
         return function(*args, **kwargs)
 
     def border(self, kind: str, tensor: torch.Tensor) -> torch.Tensor:

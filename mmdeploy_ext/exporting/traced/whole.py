@@ -25,7 +25,7 @@ from mmdeploy_ext.base.user_modules import users_line
 from mmdeploy_ext.exporting.export import patched_libraries, whole_path
 from mmdeploy_ext.exporting.substitution import substituted
 from mmdeploy_ext.exporting.traced.functions import named_results, ranked, replaced
-from mmdeploy_ext.exporting.traced.mode import PASSED, Escape, Tracing, is_traced
+from mmdeploy_ext.exporting.traced.mode import PASSED, Caps, Escape, Tracing, is_traced, shape_of
 from mmdeploy_ext.spec.tensors import VALID
 from mmdeploy_ext.upstream.operators.operator import FRAME, hw
 
@@ -155,7 +155,8 @@ class Network(nn.Module):
 class Whole(nn.Module):
     """`simple_test` of a detector on one picture, or the part behind its network, and `valid`.
 
-    With a number of `rows` the results are padded to it.
+    With a number of `rows` the results are padded to it; with `caps` all shapes are constant, and boxes of
+    NMS are counted.
     """
 
     def __init__(
@@ -166,10 +167,11 @@ class Whole(nn.Module):
         borders: tuple[str, ...] = (),
         cut: Cut | None = None,
         rows: int = 0,
+        caps: Caps | None = None,
     ) -> None:
         super().__init__()
         self.model, self.names, self.inputs, self.borders = model, names, inputs, borders
-        self.cut, self.rows = cut, rows
+        self.cut, self.rows, self.caps = cut, rows, caps
         self.calls: NetworkCalls | None = None
         self.mode: Tracing | None = None
 
@@ -182,6 +184,12 @@ class Whole(nn.Module):
                 `ori_shape` (2,) int64 h, w, 0 means the input size; `border` (1, 2) rows of padding above,
                 columns left; the maps of `cut` and `OF_BATCH`.
         """
+        images = shape_of(tensors[0])[0]
+        if self.caps and images > 1:  # a loop's body may not have all operators in TensorRT
+            of_image = (
+                [one[image, None] if one.dim() > 1 else one for one in tensors] for image in range(images)
+            )
+            return tuple(map(torch.cat, zip(*(self.forward(*one) for one in of_image), strict=True)))
         given = dict(zip(self.inputs, tensors, strict=True))
         if SIZE in given:
             given['input'] = torch.zeros(()).expand(1, 3, given[SIZE][0], given[SIZE][1])
@@ -197,16 +205,18 @@ class Whole(nn.Module):
             if self.calls:
                 stack.enter_context(outer_calls(self.model, self.calls.done, self.calls.begin))
             metas = metas_of(given)
-            with Tracing(tensors, self.cut.counts if self.cut else {}) as self.mode:
+            with Tracing(tensors, self.cut.counts if self.cut else {}, self.caps) as self.mode:
                 result = self.model.simple_test(given['input'], metas, rescale=True)
             rows = sorted_rows(named(result))
-            if self.rows:
+            if self.caps:
+                rows = without_dropped(rows, self.rows)
+            elif self.rows:
                 self.mode.conditions += [tensor.shape[0] <= self.rows for tensor in rows.values()][:1]
                 rows = {name: padded(name, tensor, self.rows) for name, tensor in rows.items()}
             valid = self.mode.valid()
             if NETWORK_VALID in given:
                 valid = valid & given[NETWORK_VALID][0]
-            rows |= {VALID: valid}
+            rows |= {VALID: valid} | self.mode.entered
         self.found = {name: tensor[None] for name, tensor in rows.items()}
         results = tuple(self.found[name].clone() for name in self.names or self.found)
         return (*results, *(self.mode.borders[name] for name in self.borders))
@@ -267,6 +277,18 @@ def sorted_rows(results: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return results
     order = scores.sort(0, descending=True)[1]
     return {name: tensor[order] for name, tensor in results.items()}
+
+
+def without_dropped(results: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
+    """Return results of a constant size with `rows` rows; one is 0, its label -1, if its score is below 0."""
+    present = (results['dets'][:, -1] if 'dets' in results else results['scores']) >= 0
+    found = {}
+    for name, tensor in results.items():
+        empty = torch.tensor(-1 if name == 'labels' else 0).to(tensor.dtype)
+        tensor = torch.where(present.reshape(-1, *[1] * (tensor.dim() - 1)), tensor, empty)
+        is_short = shape_of(tensor)[0] < rows
+        found[name] = padded(name, tensor, rows) if is_short else tensor[:rows]
+    return found
 
 
 def padded(name: str, tensor: torch.Tensor, rows: int) -> torch.Tensor:
@@ -454,8 +476,8 @@ class Layout:
     cut: Cut
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.outputs)
+    def suppresses(self) -> bool:
+        return any(name.startswith('nms_scores') for name in self.borders)
 
 
 class Layouts(dict[bool, Layout]):

@@ -1,6 +1,6 @@
 """Any detector of single images: its own test path, traced whole."""
 
-from mmdeploy_ext.spec.options import Option
+from mmdeploy_ext.spec.options import MAX_CANDIDATES, MAX_PROPOSALS, NMS_PLUGIN, Option
 from mmdeploy_ext.spec.registry import register_family, register_files
 
 register_family(
@@ -15,6 +15,9 @@ register_family(
             key='whole',
             stated=True,
         ),
+        MAX_CANDIDATES,
+        MAX_PROPOSALS,
+        NMS_PLUGIN,
     ),
     facts='mmdeploy_ext.families.traced.runtime:TracedFacts',
     runtime='mmdeploy_ext.families.traced.runtime',

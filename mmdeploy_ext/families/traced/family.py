@@ -1,6 +1,7 @@
 """Any detector of single images, by a trace of its own `simple_test`."""
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,10 @@ from mmdeploy_ext.base.config import refused_by_name
 from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.base.source_code import place_of_line
 from mmdeploy_ext.exporting.copy import copied
-from mmdeploy_ext.exporting.traced.mode import Escape
+from mmdeploy_ext.exporting.postprocess.suppression import capped
+from mmdeploy_ext.exporting.substitution import configs_in
+from mmdeploy_ext.exporting.traced.functions import limits_of
+from mmdeploy_ext.exporting.traced.mode import Caps, Escape
 from mmdeploy_ext.exporting.traced.whole import (
     INPUTS,
     LAYOUTS,
@@ -37,7 +41,7 @@ from mmdeploy_ext.families.synthetic.weights import draw
 from mmdeploy_ext.families.traced.reference import TracedReference
 from mmdeploy_ext.families.traced.runtime import TracedFacts
 from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
-from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.options import COUNTERS, LARGEST_K, LIMITS, MAX_CANDIDATES, Options
 from mmdeploy_ext.spec.tensors import VALID, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.upstream.models.building import has_head, head_of
 from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
@@ -75,12 +79,39 @@ class TracedFamily(ImageFamily):
         with refused_by_name(cfg):
             if options.exporter != 'torchscript':
                 raise UsageError(f'--exporter {options.exporter}: a traced test path needs torchscript')
+            if limits := [name for name in LIMITS if options[name]]:
+                typed = f'--{limits[0].replace("_", "-")} {options[limits[0]]}'
+                if options.dynamic:
+                    raise UsageError(f'{typed}: requires constant shapes; omit --dynamic-export')
+                if limits != limits_for(cfg):
+                    needed = ' and '.join(f'--{name.replace("_", "-")}' for name in limits_for(cfg))
+                    raise UsageError(f'{typed}: constant shapes of this model need {needed}')
+                if has_soft_nms(detector_parts.test_cfg_of(cfg)):
+                    raise UsageError(f'{typed}: soft_nms is a Loop; omit the limits of candidates')
         detector_parts.check(cfg.model, options)
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         super().load_weights(model, checkpoint)
         vars(model)[LAYOUTS] = Layouts()
         vars(model)[LAYOUTS].is_loaded = True
+
+    def sorted_levels(self, cfg: Any, options: Options) -> dict[str, list[int]]:
+        head = head_of_priors(cfg)
+        key = detector_parts.nms_pre_key(cfg, 'rpn' if cfg.model.get('rpn_head') else '')
+        if head is None or (head.test_cfg.get(key.rpartition('.')[2]) or 0) <= 0:
+            return {}
+        generator, classes = head.prior_generator, 1 if cfg.model.get('rpn_head') else head.num_classes
+        cells = (
+            math.ceil(options.height / stride[1]) * math.ceil(options.width / stride[0])
+            for stride in generator.strides
+        )
+        priors = zip(cells, generator.num_base_priors, strict=True)
+        return {key: [count * of_cell * classes for count, of_cell in priors]}
+
+    def most_candidates(self, cfg: Any, options: Options) -> dict[str, int]:
+        if head_of_priors(cfg) is None or has_soft_nms(detector_parts.test_cfg_of(cfg)):
+            return {}
+        return dict.fromkeys(limits_for(cfg), LARGEST_K)  # an NMS takes fewer boxes where it has fewer
 
     def layout(self, model: nn.Module, size: tuple[int, int] | None = None, traced: bool = False) -> Layout:
         """Return what two traces say of a model; before its weights load, what one run says unless `traced`.
@@ -100,8 +131,25 @@ class TracedFamily(ImageFamily):
         self.reads_ori_shape = self.task != 'bbox2d' or 'ori_shape' in found[traced].used
         return found[traced]
 
+    def caps(self, model: nn.Module, options: Options) -> Caps | None:
+        """Return the limits of boxes in a graph of constant shapes."""
+        if not options.max_candidates:
+            return None
+        limits = [int(value) for config in configs_in(model) for value in limits_of(config).values()]
+        rpn_cfg = getattr(getattr(model, 'rpn_head', None), 'test_cfg', {})
+        return Caps(
+            candidates=options.max_candidates,
+            proposals=options.max_proposals,
+            wanted=int(limits_of(rpn_cfg).get('max_per_img', -1)),
+            results=self.rows(model, options),
+            sorted=max(options.max_candidates, options.max_proposals, *limits),
+            plugin_classes=self.num_classes(model) if options.nms_plugin else 0,
+        )
+
     def rows(self, model: nn.Module, options: Options) -> int:
         """Return the constant number of results in a graph of batches; 0 for a graph of one image."""
+        if options.max_candidates:
+            return capped(options.max_candidates, self.max_per_img(model))
         if not options.dynamic and options.batch == 1:
             return 0
         cut, rows = self.layout(model).cut, max(self.max_per_img(model), 0)
@@ -147,7 +195,12 @@ class TracedFamily(ImageFamily):
         for name in INPUTS[1:]:
             if name in layout.used or name in ALWAYS:
                 inputs.append(dataclasses.replace(others[name], unused=name not in layout.used))
-        return GraphSpec('traced/full', tuple(inputs), tuple(self._outputs(layout, batch, rows or 'n')))
+        outputs = self._outputs(layout, batch, rows or 'n')
+        for option, counter in COUNTERS.items():
+            if options[option] and layout.suppresses:
+                meaning = f'boxes in front of NMS; of more than {options[option]} the rest was dropped'
+                outputs.append(TensorSpec(counter, 'int64', (batch,), meaning, compare='detections'))
+        return GraphSpec('traced/full', tuple(inputs), tuple(outputs))
 
     def _outputs(self, layout: Layout, batch: int | str, rows: int | str) -> list[TensorSpec]:
         outputs = []
@@ -160,18 +213,20 @@ class TracedFamily(ImageFamily):
 
     def stages(self, model: nn.Module, options: Options) -> list[Stage]:
         spec, layout, rows = self.spec(model, options), self.layout(model), self.rows(model, options)
-        inputs, borders, cut = tuple(tensor.name for tensor in spec.inputs), layout.borders, layout.cut
+        inputs, cut = tuple(tensor.name for tensor in spec.inputs), layout.cut
+        caps = self.caps(model, options)
+        borders = () if rows else layout.borders  # others are padded, or inside of a loop over images
+        names = tuple(tensor.name for tensor in spec.outputs)
+        outputs = (*names, *borders)
         if not cut.calls:
-            whole = Whole(model, layout.names, inputs, borders)
-            return [Stage('whole', whole, inputs, (*layout.names, *borders))]
+            return [Stage('whole', Whole(model, names, inputs, borders, None, rows, caps), inputs, outputs)]
         maps = (*cut.names, *OF_BATCH)
-        borders = () if rows else borders  # those of each image are inside of a loop
         inputs = (*inputs[1:], *maps)
-        results = Whole(model, layout.names, inputs, borders, cut, rows)
-        outputs = (*layout.names, *borders)
+        results = Whole(model, names, inputs, borders, cut, rows, caps)
+        each_image = rows > 0 and caps is None
         return [
             Stage('network', Network(model, cut), ('input',), maps),
-            Stage('postprocess', results, inputs, outputs, each_image=rows > 0),
+            Stage('postprocess', results, inputs, outputs, each_image=each_image),
         ]
 
     def facts(self, model: nn.Module) -> TracedFacts:
@@ -241,6 +296,26 @@ def runs(model: nn.Module, height: int, width: int) -> bool:
     return True
 
 
+def limits_for(cfg: Any) -> list[str]:
+    """Return the options that make all shapes of a model constant."""
+    return [name for name in LIMITS if name == MAX_CANDIDATES.name or cfg.model.get('rpn_head')]
+
+
+def head_of_priors(cfg: Any) -> nn.Module | None:
+    """Return the head whose boxes an NMS suppresses first, or None."""
+    key, settings = 'bbox_head', detector_parts.test_cfg_of(cfg)
+    if cfg.model.get('rpn_head'):
+        key, settings = 'rpn_head', settings.get('rpn')
+    head = detector_parts.tested_head(cfg, key, settings) if cfg.model.get(key) else None
+    return head if getattr(head, 'prior_generator', None) is not None else None
+
+
+def has_soft_nms(settings: Any) -> bool:
+    if not isinstance(settings, Mapping):
+        return False
+    return settings.get('type') == 'soft_nms' or any(map(has_soft_nms, settings.values()))
+
+
 ZERO = '0 means the input size'
 ALWAYS = ('img_shape', 'scale_factor')
 LAST = {('dets', 'float32'): (5,), ('masks', 'bool'): ('h', 'w'), ('masks', 'float32'): ('m', 'm')}
@@ -255,7 +330,7 @@ MEANINGS = dict(
 
 
 def task_of(model: nn.Module, layout: Layout) -> str:
-    names = set(layout.names) - {VALID}
+    names = set(layout.outputs) - {VALID}
     for outputs, task in TASKS:
         if names == outputs:
             return task

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from mmdeploy_ext.exporting.substitution import substituted
-from mmdeploy_ext.exporting.traced.functions import ranked
+from mmdeploy_ext.exporting.traced.functions import named_results, ranked
 from mmdeploy_ext.exporting.traced.mode import BORDERS
-from mmdeploy_ext.exporting.traced.whole import LAYOUTS, Cut, leaves
+from mmdeploy_ext.exporting.traced.whole import LAYOUTS, Cut, Layout, eager_metas, leaves
 from mmdeploy_ext.families.common.mmdet_reference import (
     boxes_of_classes,
     instances_of_classes,
@@ -63,6 +63,40 @@ class TracedReference(ImageReference):
                 break
         return sides
 
+    def candidate_bounds(
+        self, feeds: Mapping[str, np.ndarray], slack: float, max_candidates: int, max_proposals: int = 0
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        if self.layout and not self.layout.suppresses:
+            return {}
+        device = next(self.model.parameters()).device
+        tensors = {name: torch.from_numpy(np.array(array)).to(device) for name, array in feeds.items()}
+        sides = []
+        for step, overlap in ((slack, ROUNDING), (-slack, -ROUNDING)):
+            images = range(len(tensors['input']))
+            sides.append([self._entered(tensors, image, step, overlap, max_proposals) for image in images])
+        names = ('candidates', 'proposal_candidates') if max_proposals else ('candidates',)
+        least, most = np.min(sides, 0), np.max(sides, 0)
+        return {name: (least[:, column], most[:, column]) for column, name in enumerate(names)}
+
+    def _entered(
+        self, feeds: Mapping[str, torch.Tensor], image: int, slack: float, overlap: float, most: int
+    ) -> tuple[int, int]:
+        """Return the boxes of the last NMS and of proposals; `most` proposals count where they are enough."""
+        of_image = {name: one[image : image + 1] if one.dim() > 1 else one for name, one in feeds.items()}
+        with (
+            ranked(self.model, {}, overlap, slack) as mode,
+            named_results(self.model),
+            torch.no_grad(),
+        ):
+            self.model.simple_test(of_image['input'], eager_metas(of_image), rescale=True)
+        wanted, counts = (self.model.rpn_head.test_cfg.max_per_img if most else 0), [0, 0]
+        for proposes, count, kept in mode.entered:
+            is_first = proposes and most > 0
+            if is_first and 0 < wanted <= kept(most):
+                count = min(count, most)
+            counts[is_first] = max(counts[is_first], count)
+        return tuple(counts)
+
     def _ranked(
         self, tensors: Mapping[str, np.ndarray], overlap: float
     ) -> tuple[dict[str, np.ndarray], bool]:
@@ -84,9 +118,12 @@ class TracedReference(ImageReference):
         return {'simple_test': simple_test}
 
     @property
+    def layout(self) -> Layout | None:
+        return vars(self.model).get(LAYOUTS, {}).get(True)
+
+    @property
     def cut(self) -> Cut:
-        layout = vars(self.model).get(LAYOUTS, {}).get(True)
-        return layout.cut if layout else Cut({})
+        return self.layout.cut if self.layout else Cut({})
 
     def network(self, given: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         """Return what the network's modules return where a file has its maps, for `substituted`."""

@@ -20,8 +20,6 @@ from mmdeploy_ext.families.two_stage import boxes
 from mmdeploy_ext.spec.options import LIMITS, Options
 from mmdeploy_ext.upstream.models.crowddet import MultiInstanceBBoxHead
 
-COUNTS = dict(candidates='max_candidates', proposal_candidates='max_proposals')
-
 
 def check(heads: Mapping[str, nn.Module], options: Options) -> None:
     """Raise UsageError for limits that do not make shapes constant, or are out of reach."""

@@ -38,10 +38,10 @@ from mmdeploy_ext.families.common.regions import (
     stages_of,
 )
 from mmdeploy_ext.families.two_stage.boxes import Boxes, Grid, box_borders, thresholds
-from mmdeploy_ext.families.two_stage.candidate_limits import COUNTS, rows_of
+from mmdeploy_ext.families.two_stage.candidate_limits import rows_of
 from mmdeploy_ext.families.two_stage.masks import Masks, mask_borders
 from mmdeploy_ext.families.two_stage.supported_parts import result_cfg
-from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.options import COUNTERS, Options
 from mmdeploy_ext.spec.tensors import GraphSpec, Stage, TensorSpec
 
 COUNT_MEANINGS = dict(
@@ -225,7 +225,7 @@ def spec(model: nn.Module, options: Options) -> GraphSpec:
         if judge_of(roi_head) is not None:
             meaning = 'mask scores: box score times predicted IoU; zero where dets is padding'
             outputs += (TensorSpec(MASK_NAMES[1], 'float32', (batch, rows), meaning, compare='detections'),)
-    for name, option in COUNTS.items():
+    for option, name in COUNTERS.items():
         if options.get(option):
             meaning = COUNT_MEANINGS[name].format(options[option])
             outputs += (TensorSpec(name, 'int64', (batch,), meaning, compare='detections'),)
