@@ -382,9 +382,17 @@ def add_fields(parser: Any, request: type, names: str, **settings: Any) -> None:
         text = given.pop('text', field.metadata['text'])
         if words.startswith('-'):
             given['dest'] = name
-        if default == '' or default is False or default is dataclasses.MISSING:  # nothing is given then
+        if default is True:
+            given['action'] = 'store_false'
+        if default == '' or isinstance(default, bool) or default is dataclasses.MISSING:
             default = None
         add(parser, words, text, default, **given)
+
+
+def given_of(request: type, args: argparse.Namespace) -> dict[str, Any]:
+    """Given options of a request in `args`, by name."""
+    names = request.__dataclass_fields__.keys() & vars(args).keys()
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def takes(request: Callable[Arguments, Item], rest: str = '') -> Callable[..., Callable[Arguments, Result]]:

@@ -25,6 +25,8 @@ MODEL = 'config checkpoint cfg_options device'
 """Options of `ModelRequest` that most commands have."""
 ENGINE = 'strict frames engine providers threads inference_precision'
 """Options of `ProofRequest` about the run of the file."""
+OF_MODULES = 'inputs rtol state rows seed generate'
+"""Options of `ModuleRequest` of prove-module and of kit --module."""
 Request = TypeVar('Request')
 
 
@@ -105,37 +107,9 @@ def parse_cfg_options(pairs: list[str] | None, option: str = '--cfg-options') ->
 
 
 def request_of(request: type[Request], args: argparse.Namespace, **others: Any) -> Request:
-    """Return the request with the given options of `args`, and others."""
-    names = request.__dataclass_fields__.keys() & vars(args).keys()
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return request(**{**given, 'cfg_options': parse_cfg_options(args.cfg_options), **others})
-
-
-def add_module_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of a comparison of a file with any PyTorch module, without file, module and --samples."""
-    from mmdeploy_ext.spec.tensors import DEFAULT_RTOL  # numpy: the help of other tools needs none
-
-    add = cli.adder(parser)
-    add(
-        '--inputs SAMPLE.npz...',
-        "one file per sample, with arrays named as the module's arguments or the file's inputs",
-    )
-    add(
-        '--tolerance RTOL',
-        'allowed difference, relative to the largest value of a column or channel; above 1e-3, of the '
-        'whole output',
-        DEFAULT_RTOL,
-    )
-    add(
-        '--state INPUT=OUTPUT...',
-        'samples are frames of a sequence: feed OUTPUT to INPUT in the next frame',
-    )
-    add(
-        '--rows OUTPUT...',
-        'outputs that list the same rows in any order, e.g. boxes scores labels',
-    )
-    add('--seed SEED', 'seed of the generated inputs', 0)
-    add('--no-generated', 'compare on the samples only, not on generated inputs')
+    """Return the request of a model with the given options of `args`, and others."""
+    given = cli.given_of(request, args) | dict(cfg_options=parse_cfg_options(args.cfg_options))
+    return request(**{**given, **others})
 
 
 def parse_state(words: Sequence[str] | None) -> dict[str, str]:

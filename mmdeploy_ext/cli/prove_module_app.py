@@ -7,6 +7,7 @@ import argparse
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import options as shared
+from mmdeploy_ext.proving.subject import ModuleRequest
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -14,15 +15,13 @@ def build_parser() -> argparse.ArgumentParser:
         description='Prove that an ONNX file computes what a PyTorch module computes. Exit status: 0 '
         'proven, 1 not proven, 2 usage. Works with any ONNX file and any module.'
     )
+    cli.add_fields(parser, ModuleRequest, 'module path')
     add = cli.adder(parser)
-    add('module FILE.py:make', 'function without arguments that returns the module in evaluation mode')
-    add('--onnx m.onnx', 'the ONNX file', required=True)
     add(
         '--samples FILE.py:samples',
         'function without arguments that yields samples: tuples of arguments, or dicts by name',
     )
-    shared.add_module_arguments(parser)
-    add('--no-fresh-export', 'do not export the module again to compare the graphs')
+    cli.add_fields(parser, ModuleRequest, f'{shared.OF_MODULES} fresh')
     add('--json FILE', 'write the verdict as JSON')
     return parser
 
@@ -44,17 +43,8 @@ def run(args: argparse.Namespace) -> int:
     module = make_module(args.module)
     if args.samples:
         samples += make_samples(args.samples)
-    verdict = prove_module(
-        module,
-        args.onnx,
-        samples,
-        rtol=args.tolerance,
-        state=state,
-        rows=args.rows or (),
-        generate=not args.no_generated,
-        fresh=not args.no_fresh_export,
-        seed=args.seed,
-    )
+    given = dict(cli.given_of(ModuleRequest, args), module=module, inputs=samples, state=state)
+    verdict = prove_module(**given)
     if args.json:
         write_json(args.json, verdict.to_json())
     print_verdict(verdict, cli.stdout())

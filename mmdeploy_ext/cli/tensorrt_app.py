@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError, one_line
 from mmdeploy_ext.base.files import check_writable, write_json
+from mmdeploy_ext.engines.tensorrt.package import BuildRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,43 +27,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="Build a TensorRT engine from an ONNX file, in the file's dtypes or, with --fp16, in "
         'float16. tensorrt-rtx can build without a GPU for a chosen architecture.'
     )
+    cli.add_fields(parser, BuildRequest, 'source')
     add = cli.adder(parser)
-    add('onnx', 'ONNX file, or an engine (.engine) to check and describe')
-    text = 'engine to write (default: ONNX with .engine)'
-    cli.add(parser, '--out FILE', text, writes=('{}', '{}.json'))
-    add(
-        '--sm N...',
-        'GPU architectures that the engine supports, e.g. 86 for SM 8.6 (default: the local GPU)',
-        [],
-        type=int,
-    )
-    add(
-        '--package',
-        'TensorRT to use; auto: tensorrt-rtx with --sm, else the installed one (default: auto)',
-        'auto',
-        choices=('auto', 'tensorrt', 'tensorrt-rtx'),
-    )
-    add('--fp16', 'mixed precision; inputs and outputs keep their dtypes')
-    add(
-        '--keep-fp32 PATTERN...',
-        "with --fp16: nodes that stay in float32, by name, operator, module or output ('*', '?'; default: "
-        'decoding and post-processing)',
-    )
-    add(
-        '--shapes NAME=MIN/OPT/MAX...',
-        'minimum/optimum/maximum size of dynamic inputs or axes, e.g. '
-        'input=1x3x320x320/1x3x608x608/1x3x800x1344',
-        [],
-    )
-    add(
-        '--constant NAME[=VALUES]...',
-        'turn inputs into constants, with their default or VALUES (1,2,...); needed if sizes in the graph '
-        'depend on them (masks in form full: img_shape ori_shape)',
-        [],
-    )
-    add('--tf32', 'allow TF32, which rounds float32 products to 10 bits')
+    add('--out FILE', 'engine to write (default: ONNX with .engine)', writes=('{}', '{}.json'))
+    names = 'architectures package fp16 keep_fp32 shapes constants tf32'
+    cli.add_fields(parser, BuildRequest, names)
     add('--layers JSON', 'write the dtype of every layer', writes='{}')
-    add('--check', 'only report what TensorRT does not support; build nothing')
+    cli.add_fields(parser, BuildRequest, 'only_check')
     add('--verify', 'compare the engine with ONNX Runtime on a GPU; exit status 1 if outputs differ')
     return parser
 
@@ -71,24 +42,14 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.engines.precision_rules import rule_lines
     from mmdeploy_ext.engines.tensorrt import engine
 
-    if args.onnx.endswith('.engine'):
+    if args.source.endswith('.engine'):
         return _describe(args)
     if args.keep_fp32 and not args.fp16:
         raise UsageError('--keep-fp32 requires --fp16')
-    output = args.out or f'{args.onnx.removesuffix(".onnx")}.engine'
-    job = engine.prepare(
-        args.onnx,
-        fp16=args.fp16,
-        keep_fp32=args.keep_fp32,
-        shapes=args.shapes,
-        constants=args.constant,
-        package=args.package,
-        architectures=args.sm,
-        tf32=args.tf32,
-        only_check=args.check,
-    )
-    if args.check:
-        print(f'{args.onnx}: {len(job.model.graph.node)} nodes, all supported by {job.title}')
+    output = args.out or f'{args.source.removesuffix(".onnx")}.engine'
+    job = engine.prepare(BuildRequest(**cli.given_of(BuildRequest, args)))
+    if args.only_check:
+        print(f'{args.source}: {len(job.model.graph.node)} nodes, all supported by {job.title}')
         for line in rule_lines(job.model, 'TensorRT'):
             print(f'  {line}')
         return 0
@@ -110,7 +71,7 @@ def _build(args: argparse.Namespace, job: Job, output: str) -> int:
     for warning in built.warnings[:5]:
         print(f'  TensorRT: {one_line(warning)[:200]}')
     if args.verify:
-        return _verify(output, args.onnx)
+        return _verify(output, args.source)
     return 0
 
 
@@ -150,15 +111,15 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 def _describe(args: argparse.Namespace) -> int:
     from mmdeploy_ext.engines.tensorrt.record import check_source, read_record
 
-    record = read_record(args.onnx)
-    check_source(record, args.onnx)
-    print(f'{args.onnx}: {_title(record)}')
+    record = read_record(args.source)
+    check_source(record, args.source)
+    print(f'{args.source}: {_title(record)}')
     print(f'  of {record.onnx} ({record.onnx_sha256[:12]}), {record.precision}')
     for side, ports in (('input', record.inputs), ('output', record.outputs)):
         for port in ports:
             print(f'  {side} {port.name}: {port.dtype} {"x".join(map(str, port.shape))}')
     _print_layers(record.layers)
-    return _verify(args.onnx, None) if args.verify else 0
+    return _verify(args.source, None) if args.verify else 0
 
 
 def _verify(engine_path: str, onnx_path: str | None) -> int:

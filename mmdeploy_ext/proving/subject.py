@@ -8,12 +8,14 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.arrays import is_same, other_values
+from mmdeploy_ext.base.cli import option
 from mmdeploy_ext.engines.base import attempt
 from mmdeploy_ext.spec.results import FLOAT32
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     import numpy as np
 
@@ -46,6 +48,38 @@ class Claims:
     timed: bool = True
     strict: bool = False
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class ModuleRequest:
+    """A proof of a file against a module."""
+
+    module: Callable[..., Any] = option(
+        'module FILE.py:make', 'function without arguments that returns the module in evaluation mode'
+    )
+    path: str | Path = option('--onnx m.onnx', 'the ONNX file', kw_only=False, required=True)
+    inputs: Iterable[Any] = option(
+        '--inputs SAMPLE.npz...',
+        "one file per sample, with arrays named as the module's arguments or the file's inputs",
+        kw_only=False,
+    )
+    rtol: float = option(
+        '--tolerance RTOL',
+        'allowed difference, relative to the largest value of a column or channel; above 1e-3, of the '
+        'whole output',
+        DEFAULT_RTOL,
+    )
+    state: Mapping[str, str] | None = option(
+        '--state INPUT=OUTPUT...',
+        'samples are frames of a sequence: feed OUTPUT to INPUT in the next frame',
+        None,
+    )
+    rows: Sequence[str] = option(
+        '--rows OUTPUT...', 'outputs that list the same rows in any order, e.g. boxes scores labels', ()
+    )
+    seed: int = option('--seed SEED', 'seed of the generated inputs', 0)
+    generate: bool = option('--no-generated', 'compare on the samples only, not on generated inputs', True)
+    fresh: bool = option('--no-fresh-export', 'do not export the module again to compare the graphs', True)
 
 
 @dataclasses.dataclass(frozen=True)

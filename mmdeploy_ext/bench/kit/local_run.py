@@ -140,9 +140,10 @@ def _open_openvino(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) 
 def _open_tensorrt(path: Path, folder: Path, fp16: bool, shapes: Sequence[str]) -> Run:
     from mmdeploy_ext.engines.tensorrt.backend import TensorRtBackend
     from mmdeploy_ext.engines.tensorrt.engine import build_file, prepare
+    from mmdeploy_ext.engines.tensorrt.package import BuildRequest
 
     engine = folder / f'{path.stem}.engine'
-    build_file(prepare(path, fp16=fp16, shapes=shapes), engine)
+    build_file(prepare(BuildRequest(path, fp16=fp16, shapes=shapes)), engine)
     backend = TensorRtBackend(str(engine))
     backend.open_session()
     return backend.session.run

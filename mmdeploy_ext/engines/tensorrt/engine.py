@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from mmdeploy_ext.engines.tensorrt.package import Package
+    from mmdeploy_ext.engines.tensorrt.package import BuildRequest, Package
     from mmdeploy_ext.spec.tensors import GraphSpec
 
     Sizes = tuple[int, int, int]
@@ -290,36 +290,12 @@ class Job:
     tf32: bool
 
 
-def prepare(
-    source: str | os.PathLike[str],
-    *,
-    fp16: bool = False,
-    keep_fp32: Sequence[str] | None = None,
-    shapes: Sequence[str] = (),
-    constants: Sequence[str] = (),
-    package: str = 'auto',
-    architectures: Sequence[int] = (),
-    tf32: bool = False,
-    only_check: bool = False,
-    device: int = 0,
-) -> Job:
-    """Check a file and the options of a build.
-
-    Args:
-        source: ONNX file.
-        fp16: write float16 into the graph (`passes/fp16.py`); inputs and outputs keep their dtypes.
-        keep_fp32: patterns of nodes that stay float32 instead of `fp32_patterns`, with `fp16`.
-        shapes: NAME=MIN/OPT/MAX, see `parse_shapes`.
-        constants: NAME or NAME=VALUES, see `for_tensorrt.fix_inputs`.
-        package: 'tensorrt', 'tensorrt-rtx' or 'auto', see `find_package`.
-        architectures: e.g. (86, 89); () is this machine's GPU.
-        tf32: round factors of float32 products to 10 bits.
-        only_check: build nothing: no package is needed, and open axes may stay open.
-        device: index of this machine's GPU.
-    """
-    architectures = tuple(dict.fromkeys(architectures))
-    requested = parse_shapes(shapes)
-    fixed = for_tensorrt.parse_constants(constants)
+def prepare(request: BuildRequest) -> Job:
+    """Check a file and the options of a build."""
+    source, package, only_check = request.source, request.package, request.only_check
+    architectures = tuple(dict.fromkeys(request.architectures))
+    requested = parse_shapes(request.shapes)
+    fixed = for_tensorrt.parse_constants(request.constants)
     model = for_tensorrt.fix_inputs(files.load(source), fixed)
     if files.is_large(model):
         raise EngineError(f'{source}: is over 2 GiB, more than an ONNX parser reads at once; split it')
@@ -330,7 +306,7 @@ def prepare(
     profiles = {} if only_check else profiles_of(spec, requested)
     if not only_check:
         built_with = tensorrt_package.find_package(package, architectures)
-        gpu = find_gpu(device)
+        gpu = find_gpu(request.device)
         tensorrt_package.check_architectures(built_with, architectures, gpu.architecture if gpu else None)
         architectures = architectures or (gpu.architecture,)
     elif rtx and (unknown := [number for number in architectures if number not in RTX_ARCHITECTURES]):
@@ -339,11 +315,11 @@ def prepare(
             f'{" ".join(map(str, RTX_ARCHITECTURES))}, and does not run on others; use tensorrt on such a GPU'
         )
     patterns: Sequence[str] = ()
-    if fp16:
-        patterns = fp32_patterns(model) if keep_fp32 is None else keep_fp32
+    if request.fp16:
+        patterns = fp32_patterns(model) if request.keep_fp32 is None else request.keep_fp32
     matching_nodes(model.graph.node, patterns)
     model = for_tensorrt.for_tensorrt(model)
-    if fp16:
+    if request.fp16:
         model = to_fp16(model, spec, patterns)
     if rtx:
         model, _ = replace_deform_conv(model)
@@ -356,10 +332,10 @@ def prepare(
         title='TensorRT-RTX' if rtx else 'TensorRT',
         architectures=architectures,
         profiles=profiles,
-        precision='fp16' if fp16 else AS_GIVEN,
+        precision='fp16' if request.fp16 else AS_GIVEN,
         keep_fp32=tuple(patterns),
-        constants=tuple(constants),
-        tf32=tf32,
+        constants=tuple(request.constants),
+        tf32=request.tf32,
     )
 
 
@@ -417,7 +393,10 @@ def engine_beside(source: str, device: int, shapes: Sequence[str], constants: Se
     target = Path(f'{stem}.sm{gpu.architecture}.engine')
     candidates = Path(f'{stem}.engine'), target
     shapes = shapes or _recorded_shapes(source, candidates)
-    job = prepare(source, shapes=shapes, constants=constants, package=package.name, device=device)
+    request = tensorrt_package.BuildRequest(
+        source, shapes=shapes, constants=constants, package=package.name, device=device
+    )
+    job = prepare(request)
     for path in candidates:
         if _is_engine_of(job, path):
             return path

@@ -1,13 +1,15 @@
-"""One interface over `tensorrt` (10.x, 11.x) and `tensorrt-rtx`, imported by `find_package`."""
+"""Build requests, and one interface over `tensorrt` (10.x, 11.x) and `tensorrt-rtx`, see `find_package`."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import importlib.util
+import os
 from collections.abc import Sequence
 from typing import Any
 
+from mmdeploy_ext.base.cli import option
 from mmdeploy_ext.base.errors import EngineError
 
 MODULES = {'tensorrt': 'tensorrt', 'tensorrt-rtx': 'tensorrt_rtx'}
@@ -17,6 +19,53 @@ INSTALL = {
 }
 OLDEST = (10, 0)
 """First `tensorrt` with strongly typed networks and tensors by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildRequest:
+    """What an engine is built of, and how.
+
+    `only_check` builds nothing: no package is needed, and open axes may stay open. `device` is the index of
+    this machine's GPU.
+    """
+
+    source: str | os.PathLike[str] = option(
+        'source ONNX', 'ONNX file, or an engine (.engine) to check and describe'
+    )
+    architectures: Sequence[int] = option(
+        '--sm N...',
+        'GPU architectures that the engine supports, e.g. 86 for SM 8.6 (default: the local GPU)',
+        (),
+        type=int,
+    )
+    package: str = option(
+        '--package',
+        'TensorRT to use; auto: tensorrt-rtx with --sm, else the installed one (default: auto)',
+        'auto',
+        choices=('auto', 'tensorrt', 'tensorrt-rtx'),
+    )
+    fp16: bool = option('--fp16', 'mixed precision; inputs and outputs keep their dtypes', False)
+    keep_fp32: Sequence[str] | None = option(
+        '--keep-fp32 PATTERN...',
+        "with --fp16: nodes that stay in float32, by name, operator, module or output ('*', '?'; default: "
+        'decoding and post-processing)',
+        None,
+    )
+    shapes: Sequence[str] = option(
+        '--shapes NAME=MIN/OPT/MAX...',
+        'minimum/optimum/maximum size of dynamic inputs or axes, e.g. '
+        'input=1x3x320x320/1x3x608x608/1x3x800x1344',
+        (),
+    )
+    constants: Sequence[str] = option(
+        '--constant NAME[=VALUES]...',
+        'turn inputs into constants, with their default or VALUES (1,2,...); needed if sizes in the graph '
+        'depend on them (masks in form full: img_shape ori_shape)',
+        (),
+    )
+    tf32: bool = option('--tf32', 'allow TF32, which rounds float32 products to 10 bits', False)
+    only_check: bool = option('--check', 'only report what TensorRT does not support; build nothing', False)
+    device: int = dataclasses.field(default=0, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import onnx
 import torch
 
 from mmdeploy_ext.base.arrays import to_array
-from mmdeploy_ext.base.cli import suppress_output, tracked
+from mmdeploy_ext.base.cli import suppress_output, takes, tracked
 from mmdeploy_ext.base.errors import ExportError, Mm2OnnxError, UsageError, one_line, shape_text
 from mmdeploy_ext.base.files import sha256_file, sha256_onnx
 from mmdeploy_ext.base.source_code import model_classes, versions
@@ -41,7 +41,7 @@ from mmdeploy_ext.proving.modules.calls import (
     read_call,
 )
 from mmdeploy_ext.proving.not_shown import add_code
-from mmdeploy_ext.proving.subject import Sample, Step, Subject
+from mmdeploy_ext.proving.subject import ModuleRequest, Sample, Step, Subject
 from mmdeploy_ext.spec.comparison import compare_named, same_bits
 from mmdeploy_ext.spec.matching import in_order_of, is_tied, with_choices_of
 from mmdeploy_ext.spec.results import Case, Check, GraphResult
@@ -187,50 +187,28 @@ MOST_UNDECIDED = 0.01
 """Largest share of an output's integers or booleans (or one) that rounding may decide, per sample."""
 
 
-def prove_module(
-    module: Callable[..., Any],
-    path: str | Path,
-    inputs: Iterable[Any],
-    *,
-    rtol: float = DEFAULT_RTOL,
-    state: Mapping[str, str] | None = None,
-    rows: Sequence[str] = (),
-    generate: bool = True,
-    fresh: bool = True,
-    seed: int = 0,
-) -> Verdict:
-    """Prove that an ONNX file and a PyTorch module compute the same.
+@takes(ModuleRequest)
+def prove_module(request: ModuleRequest) -> Verdict:
+    """Prove that an ONNX file and a PyTorch module compute the same, as `mm2onnx prove-module`.
 
-    Args:
-        module: an `nn.Module` in evaluation mode, or a function of tensors, on the CPU; results may be
-            nested.
-        path: path of the ONNX file.
-        inputs: samples on the CPU: a tensor, a tuple of arguments, or a dict by name. With a state: the
-            frames of one sequence, of which the first has the initial state; a single frame does not test the
-            state.
-        rtol: allowed difference of floats, relative to the largest absolute reference value of a column or
-            channel on this input; at least 1e-6, and 3 times the distance of PyTorch from float64. Above 1e-3
-            relative to the largest value of an output. Integers and booleans have to be equal.
-        state: input of the file -> output that is its value in the next frame.
-        rows: outputs with common rows (first axis) in any order, such as boxes, scores and labels.
-        generate: also compare on generated inputs.
-        fresh: also compare the graph with a fresh export, if PyTorch wrote the file; outputs decide.
-        seed: seed of the generated inputs, 0 or more.
+    `module` is an `nn.Module` in evaluation mode, or a function of tensors, on the CPU; it may nest results.
+    `inputs` are samples on the CPU: a tensor, a tuple of arguments, or a dict by name; with a `state` the
+    frames of one sequence, of which the first has the initial state; a single frame does not test the state.
+    Differences of floats are allowed up to 1e-6, and up to 3 times the distance of PyTorch from float64, too;
+    integers and booleans have to be equal. `fresh` and `generate` are on by default.
 
-    Returns:
-        The verdict.
-
-    Raises:
-        UsageError: samples, names, tolerance or seed do not fit, or the module raises, returns no tensor, or
-            is in training mode.
-        ModelFileError: the file is missing, damaged, or ONNX Runtime cannot load it.
+    Returns the verdict. UsageError: samples, names, tolerance or seed do not fit, or the module raises,
+    returns no tensor, or is in training mode. ModelFileError: the file is missing, damaged, or ONNX Runtime
+    cannot load it.
     """
-    proof = ModuleProof(module, path, inputs, rtol, state, rows, seed)
-    proof.compare_graph(fresh)
+    proof = ModuleProof(
+        request.module, request.path, request.inputs, request.rtol, request.state, request.rows, request.seed
+    )
+    proof.compare_graph(request.fresh)
     proof.check_structure()
-    if not generate:
+    if not request.generate:
         proof.not_compared('generated inputs: not requested')
-    return proof.conclude(generate)
+    return proof.conclude(request.generate)
 
 
 class ModuleProof(Subject):
