@@ -27,7 +27,9 @@ MOST_BOXES = 4095
 
 RESULTS = ({'dets', 'labels'}, {'boxes', 'scores', 'labels'})
 """Outputs of boxes that become those of `DetectionCounts`."""
-COUNTS = (*COUNTERS.values(), VALID)
+IS_VALID = 'is_valid'
+"""`valid` before it becomes int32: DeepStream has no bool."""
+COUNTS = tuple(COUNTERS.values())
 """Outputs that stay beside them."""
 
 
@@ -121,7 +123,7 @@ def _with_plugin(stages: list[Stage]) -> list[Stage]:
 
 
 def _most_results(spec: GraphSpec, facts: Any) -> int:
-    outputs = {tensor.name: tensor for tensor in spec.outputs if tensor.name not in COUNTS}
+    outputs = {tensor.name: tensor for tensor in spec.outputs if tensor.name not in (*COUNTS, VALID)}
     typed = '--outputs efficient-nms'
     if outputs.keys() not in RESULTS or ('dets' in outputs and outputs['dets'].axes[2] != 5):
         raise UsageError(
@@ -139,7 +141,9 @@ def _most_results(spec: GraphSpec, facts: Any) -> int:
 
 
 def _with_counts(graph: Graph, spec: GraphSpec, most: int) -> Graph:
-    names = tuple(tensor.name for tensor in spec.outputs if tensor.name not in COUNTS)
+    kept = {tensor.name: tensor for tensor in spec.outputs if tensor.name in (*COUNTS, VALID)}
+    names = tuple(tensor.name for tensor in spec.outputs if tensor.name not in kept)
+    flags = {VALID: dataclasses.replace(kept.pop(VALID), dtype='int32')} if VALID in kept else {}
     labels = spec.tensor('labels')
     pads, batch = isinstance(labels.axes[1], str), labels.axes[0]
     pixels = 'x1 y1 x2 y2 in the same pixels as dets; padded with zeros'
@@ -149,17 +153,21 @@ def _with_counts(graph: Graph, spec: GraphSpec, most: int) -> Graph:
         ('det_scores', 'float32', (batch, most), 'scores in descending order; padded with zeros'),
         ('det_classes', 'int32', (batch, most), 'class indices; padded with -1'),
     )
-    outputs = tuple(TensorSpec(*column, compare='detections') for column in columns)
-    counts = tuple(tensor for tensor in spec.outputs if tensor.name in COUNTS)
+    outputs = (*(TensorSpec(*column, compare='detections') for column in columns), *flags.values())
 
     def stages(make: Any = graph.make) -> list[Stage]:
         *chain, last = make()
-        last = dataclasses.replace(last, varying=(*last.varying, *(names if pads else ())))
-        module = DetectionCounts(names, most, pads)
-        return [*chain, last, Stage('efficient_nms', module, names, tuple(one.name for one in outputs))]
+        last = dataclasses.replace(
+            last,
+            outputs=tuple(IS_VALID if name in flags else name for name in last.outputs),
+            varying=(*last.varying, *(names if pads else ())),
+        )
+        read = (*names, *(IS_VALID for _ in flags))
+        module = DetectionCounts(read, most, pads)
+        return [*chain, last, Stage('efficient_nms', module, read, tuple(one.name for one in outputs))]
 
     return dataclasses.replace(
-        graph, spec=dataclasses.replace(spec, outputs=(*outputs, *counts)), make=stages
+        graph, spec=dataclasses.replace(spec, outputs=(*outputs, *kept.values())), make=stages
     )
 
 
@@ -171,7 +179,7 @@ class DetectionCounts(nn.Module):
         self.names, self.most, self.pads = names, most, pads
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return num_dets (B, 1), boxes (B, K, 4), scores and classes (B, K) of results (B, n)."""
+        """Return num_dets (B, 1), boxes (B, K, 4), scores and classes (B, K), and `valid` if it is read."""
         results = dict(zip(self.names, tensors, strict=True))
         labels = self._constant(results['labels'], -1)
         if 'dets' in results:
@@ -180,7 +188,8 @@ class DetectionCounts(nn.Module):
         else:
             boxes, scores = self._constant(results['boxes'], 0), self._constant(results['scores'], 0)
         count = (labels >= 0).sum(dim=1, keepdim=True)
-        return count.to(torch.int32), boxes, scores, labels.to(torch.int32)
+        valid = [results[IS_VALID].to(torch.int32)] if IS_VALID in results else []
+        return count.to(torch.int32), boxes, scores, labels.to(torch.int32), *valid
 
     def _constant(self, rows: torch.Tensor, value: int) -> torch.Tensor:
         if not self.pads:

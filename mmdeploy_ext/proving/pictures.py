@@ -406,7 +406,7 @@ class Pictures(Subject):
         rows = order_rows(outputs, classes, self.spec.score_columns())
         if limits := {name: options[name] for name in LIMITS if options.get(name)}:
             rows += count_rows(outputs, given.compute(given.code.candidate_bounds, self.bars.score, **limits))
-        if not np.all(outputs.get(VALID, True)):
+        if np.any(outputs.get(VALID, True) != 1):
             rows.append(failed_row(VALID, 'is false: the graph holds a fact that is not true of this input'))
         return rows
 

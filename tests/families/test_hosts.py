@@ -1,5 +1,7 @@
 """Graphs of pictures as other programs feed them: pixels, inputs without defaults; proven and run alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -21,7 +23,7 @@ from mmdeploy_ext.runtime.detect import detect
 from mmdeploy_ext.runtime.detections import results_from_padded, with_labels
 from mmdeploy_ext.runtime.preprocess.pictures import prepare_image, read_image
 from mmdeploy_ext.spec.metadata import read_metadata
-from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
+from mmdeploy_ext.spec.tensors import Graph, GraphSpec, Stage, TensorSpec
 from proofs import prove
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, REPO, export_toy, load_toy
 
@@ -144,6 +146,24 @@ def test_results_are_padded_to_the_limit_of_an_image(rows):
     assert count.tolist() == [[1], [min(rows, 4)]] and boxes.shape == (2, 4, 4) and scores.shape == (2, 4)
     assert classes[:, : min(rows, 4)].equal(labels[:, :4].int())
     assert not boxes[0, 1:].any() and (classes[0, 1:] == -1).all()
+
+
+@pytest.mark.parametrize('is_valid', [True, False])
+def test_a_traced_test_path_tells_in_a_number_whether_its_results_are_valid(is_valid):
+    results = dict(
+        dets=np.zeros((1, 2, 5), np.float32), labels=np.array([[1, 0]]), valid=np.array([is_valid])
+    )
+    spec = GraphSpec(
+        'full', (), tuple(TensorSpec(n, str(x.dtype), (1, 'n', 5)[: x.ndim]) for n, x in results.items())
+    )
+    stage = Stage('whole', lambda: [torch.from_numpy(array) for array in results.values()], (), (*results,))
+    family = SimpleNamespace(facts=lambda model: SimpleNamespace(max_per_img=4))
+    options = FAMILIES['dense'].choose(outputs='efficient-nms')
+    graph = hosted(family, Graph('full', None, spec, make=lambda: [stage]), options, None, None)
+    assert [tensor.dtype for tensor in graph.spec.outputs if tensor.name == 'valid'] == ['int32']
+    outputs = run_stages(graph.make(), {})
+    assert {*graph.spec.output_names} <= {*outputs}
+    assert outputs['valid'].dtype == np.int32 and outputs['valid'].tolist() == [is_valid]
 
 
 def test_results_of_two_stage_detectors_are_those_of_dets_and_labels():

@@ -84,7 +84,7 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
             `valid` (B,).
         feeds: `ori_shape` and `scale_factor` for masks in the frame of boxes.
     """
-    if not np.all(outputs.get(VALID, True)):
+    if np.any(outputs.get(VALID, True) != 1):
         warnings.warn(FrozenWarning(invalid(metadata)), stacklevel=2)
     if 'masks' not in outputs or 'dets' not in outputs:
         return padded_results.detections(metadata, outputs, feeds)

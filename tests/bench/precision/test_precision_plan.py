@@ -9,6 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from mmdeploy_ext.base.errors import DataError, ExportError, ModelFileError, UsageError
+from mmdeploy_ext.bench.precision import results_kept
 from mmdeploy_ext.bench.precision.damage import Damage
 from mmdeploy_ext.bench.precision.plan import Planner, Search, check_single, plan_text
 from mmdeploy_ext.bench.precision.results_kept import divided, kept_of
@@ -49,6 +50,32 @@ def network(*steps, **constants):
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+
+
+def test_no_input_is_in_the_search_and_in_its_result(monkeypatch):
+    def entry(number):
+        return SimpleNamespace(images=[SimpleNamespace(tensor=np.full((2, 2), number))], number=number)
+
+    def inputs(detector, file, options, pictures):
+        """The pictures, a black one as in every proof, twice, and a batch of both."""
+        own = [entry(picture[0, 0]) for _, picture in pictures]
+        batch = SimpleNamespace(images=[*own[0].images, *entry(0).images], number='batch')
+        return [*own, entry(0), entry(0), batch], []
+
+    class Reference:
+        def __init__(self, detector, given):
+            self.number, self.results, self.run = given.number, [], list
+
+    file = SimpleNamespace(metadata=None)
+    monkeypatch.setattr(results_kept, 'read_picture_file', lambda detector, path: (file, None))
+    monkeypatch.setattr(results_kept, 'picture_inputs', inputs)
+    monkeypatch.setattr(results_kept, 'InputReference', Reference)
+    monkeypatch.setattr(results_kept, 'input_of', lambda given: given)
+    pictures = [(str(number), np.full((2, 2), number + 1)) for number in range(4)]
+    parts = results_kept.rows_of_pictures(None, ['f'], pictures, {}, ())
+    search, result = ([one.number for one, *_ in part.args[2]] for part in parts)
+    assert search and result and 0 in search + result and not {*search} & {*result}
+    assert len({*search}) == len(search) and len({*result}) == len(result)
 
 
 def planner_of(model, keep=(), **quantiser):
