@@ -654,12 +654,17 @@ def keyed_test_pipeline(cfg: Any) -> tuple[str, list[dict[str, Any]]]:
 
 
 def check_steps(steps: Any, title: str) -> None:
-    """Raise ConfigError unless each step, also inside `transforms`, is a dict with `type`."""
+    """Raise ConfigError unless each step, also inside `transforms`, is a dict with `type`.
+
+    mmdet's own scope is dropped: 'mmdet.Resize' and 'Resize' are the same class.
+    """
     if not isinstance(steps, list | tuple):
         raise ConfigError(f'{title} is {steps!r}; expected a list of steps, each a dict with `type`')
     for step in steps:
         if not isinstance(step, dict) or not isinstance(step.get('type'), str | type):
             raise ConfigError(f'{title} has the step {step!r}; expected a dict with `type`')
+        if isinstance(step['type'], str):
+            step['type'] = step['type'].removeprefix('mmdet.')
         if step.get('transforms'):
             check_steps(step['transforms'], f'{title}: transforms of {step["type"]}')
 

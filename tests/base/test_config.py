@@ -21,6 +21,13 @@ def test_overrides_reach_nested_keys_and_list_elements():
     assert config.test_pipeline(cfg)[0]['type'] == 'LoadImageFromWebcam'
 
 
+def test_steps_with_the_scope_of_mmdet_are_those_without_it():
+    scoped = {'0.type': 'mmdet.LoadImageFromFile', '1.type': 'mmdet.MultiScaleFlipAug'}
+    scoped |= {'1.transforms.0.type': 'mmdet.Resize'}
+    cfg = load_config(TOY, {f'data.test.pipeline.{key}': kind for key, kind in scoped.items()})
+    assert config.test_pipeline(cfg) == config.test_pipeline(load_config(TOY))
+
+
 def test_a_base_is_read_anew_after_a_change_and_belongs_to_the_config_that_read_it(tmp_path):
     base, path = tmp_path / 'base.py', tmp_path / 'config.py'
     path.write_text("_base_ = ['base.py']\n")

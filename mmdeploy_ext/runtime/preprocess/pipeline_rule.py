@@ -55,7 +55,11 @@ def rule_from_pipeline(
         if kind in ORDERED:
             order.append(kind)
         elif kind not in NEUTRAL:
-            raise _unknown(kind)
+            raise ConfigError(
+                f'test pipeline step {kind!r} can change images or points in a way that the exported file '
+                f'cannot describe; if it does not, remove it from the test pipeline; supported: '
+                f'{", ".join(ORDERED)}'
+            )
     if order[-2:] == ['Pad', 'Normalize']:  # Mask2Former's: padding is normalised, too
         order[-2:] = reversed(order[-2:])
         values['pad_pixel'] = 'pad_val'
@@ -70,16 +74,6 @@ def rule_from_pipeline(
         pixel = pad_val if pixel == 'pad_val' else pixel
         pad_val = normalise(np.float32(pixel).reshape(1, 1, -1), **colours).reshape(-1)
     return PreprocessRule(**{**values, 'pad_val': tuple(map(float, pad_val))})
-
-
-def _unknown(kind: Any) -> ConfigError:
-    name = str(kind).rpartition('.')[2]
-    if name != kind and name in KNOWN:
-        return ConfigError(f'test pipeline step {kind!r}: expected the type without a scope, {name!r}')
-    return ConfigError(
-        f'test pipeline step {kind!r} can change images or points in a way that the exported file cannot '
-        f'describe; if it does not, remove it from the test pipeline; supported: {", ".join(ORDERED)}'
-    )
 
 
 def _read(step: Mapping[str, Any], values: dict[str, Any]) -> None:
