@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.cli import option, takes
 from mmdeploy_ext.base.errors import (
-    CodeError,
     ConfigError,
     ExportError,
     LoadError,
@@ -277,35 +277,42 @@ def export_read(
 
 
 def built(detector: Detector, options: Options, request: ExportRequest) -> tuple[Detector, Options]:
-    """Build a read detector and check its options; a head that its family refuses is traced whole instead.
+    """Build a read detector and check its options; a model that its family refuses is traced whole instead.
 
     The new detector has the refusal in `refused`. Raises what `Kind.build` and `Kind.check` raise.
     """
+    kind, is_traced = kind_of(detector.family), detector.family.name == TRACED
     try:
-        kind_of(detector.family).build(detector, request.mean, request.std)
+        kind.build(detector, request.mean, request.std)
+        if kind.traces and not is_traced and options.form == 'full':
+            kind.check(detector, options)
+        return detector, options
     except ConfigError as error:
-        if detector.family.name != TRACED or request.options.get('whole'):
-            raise
+        refusal = error
+    if is_traced and not request.options.get('whole'):
         try:
             refuse(detector.cfg, DETECTOR)
-        except ConfigError as refusal:
-            untraceable = str(error).removeprefix(f'{detector.cfg.filename}: ')
-            raise ConfigError(f'{refusal}; its test path cannot be traced: {untraceable}') from error
-    if not kind_of(detector.family).traces or detector.family.name == TRACED or options.form != 'full':
-        return detector, options
+        except ConfigError as unclaimed:
+            raise untraceable(unclaimed, refusal) from refusal
+    if is_traced or not kind.traces or options.form != 'full':
+        raise refusal
     try:
-        kind_of(detector.family).check(detector, options)
-    except CodeError as refusal:
-        try:
-            traced = read_detector(dataclasses.replace(request, options={'whole': TRACED}))
-            chosen = chosen_options(traced, request)
-            kind_of(traced.family).build(traced, request.mean, request.std)
-            kind_of(traced.family).check(traced, chosen)
-        except Mm2OnnxError:
-            raise refusal from None
-        traced.refused = str(refusal)
-        return traced, chosen
-    return detector, options
+        traced = read_detector(dataclasses.replace(request, options={'whole': TRACED}))
+        chosen = chosen_options(traced, request)
+        kind_of(traced.family).build(traced, request.mean, request.std)
+        kind_of(traced.family).check(traced, chosen)
+    except Mm2OnnxError as error:
+        raise untraceable(refusal, error) from error
+    traced.refused = str(refusal)
+    return traced, chosen
+
+
+def untraceable(refusal: ConfigError, error: Mm2OnnxError) -> ConfigError:
+    """Return the refusal of a model by its family, with the reason why its test path is not traced."""
+    if str(error) == str(refusal):
+        return refusal
+    reason = re.sub(r'^[^ ]+\.py: ', '', str(error))
+    return ConfigError(f'{refusal}; its test path cannot be traced: {reason}')
 
 
 @contextlib.contextmanager

@@ -25,10 +25,6 @@ class ConfigError(UsageError):
     """A config that cannot be read or built, is of no known family, or has an unknown setting."""
 
 
-class CodeError(ConfigError):
-    """Code of the user that no family describes; its test path may be traced whole."""
-
-
 class CheckpointError(UsageError):
     """A checkpoint that is missing, damaged, unsafe, or of another architecture."""
 

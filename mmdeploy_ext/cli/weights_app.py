@@ -143,12 +143,14 @@ def _of_family(config: str, cfg_options: Mapping[str, Any] | None) -> Detector |
     """Return the built model of a family; None: no family takes the config."""
     from mmdeploy_ext.bench.kinds import kind_of
     from mmdeploy_ext.families.base import BACKBONE, DETECTOR
-    from mmdeploy_ext.families.detector import read_config
+    from mmdeploy_ext.families.detector import TRACED, read_config
 
     for product in (DETECTOR, BACKBONE):
         try:
             detector = read_config(config, '', cfg_options, product=product)
             kind_of(detector.family).build(detector)
+            if kind_of(detector.family).traces and detector.family.name != TRACED:
+                detector.family.facts(detector.model)
         except ConfigError:
             continue
         detector.model.eval()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.base.errors import CodeError, ConfigError, ExportError, Mm2OnnxError, UsageError, one_line
+from mmdeploy_ext.base.errors import ConfigError, ExportError, Mm2OnnxError, UsageError, one_line
 from mmdeploy_ext.base.source_code import has_known_modules
 from mmdeploy_ext.base.user_modules import users_line
 from mmdeploy_ext.exporting.copy import prepared
@@ -180,7 +180,7 @@ def _run(family: Any, model: nn.Module, options: Options) -> None:
         raise
     count = len(outputs) if isinstance(outputs, tuple | list) else 1
     if count != len(stage.outputs):
-        raise CodeError(
+        raise ConfigError(
             f'{type(model).__name__}: returns {count} tensors, expected {len(stage.outputs)}: '
             f'{", ".join(stage.outputs)}; {PARTS_WAY}'
         )

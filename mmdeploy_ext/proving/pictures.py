@@ -34,7 +34,7 @@ from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.detector import TRACED, check_picture_options, rule_of
 from mmdeploy_ext.families.detector_files import make_metadata
 from mmdeploy_ext.proving import file_checks
-from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs, smaller_size
+from mmdeploy_ext.proving.inputs.inputs import proof_inputs, smaller_size
 from mmdeploy_ext.proving.loop import judge
 from mmdeploy_ext.proving.not_shown import Watch, counts_of_images, limits_of, unreached
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
@@ -131,7 +131,7 @@ def prove_pictures(
         subject.bars = verdict.bars  # the metadata of an INT8 file by another tool say float32
         compare_samples(proof, subject)
         first = subject.first
-        results.cases += without_result(proof, pictures[0][1])
+        results.cases += without_result(proof, pictures[0][1], first)
         judge_results(proof)
         if claims.timed and all(case.passed for case in results.cases):
             verdict.timing_ms = timing(first, backend)
@@ -152,22 +152,22 @@ def prove_pictures(
     return finish(proof)
 
 
-def without_result(proof: Proof, picture: np.ndarray) -> list[Case]:
+def without_result(proof: Proof, picture: np.ndarray, first: InputReference) -> list[Case]:
     """Compare a file of the same traced code with a threshold that nothing passes, unless an input was empty.
 
-    A trace takes the branches where something is selected; this shows what its graph does where nothing is.
+    A trace takes the branches where something is selected; this shows what its graph does where nothing is,
+    for the first input: in plain pictures scores of regions tie.
     """
     detector, options = proof.detector, proof.options
     thresholds = [config for config in configs_in(detector.model) if 'score_thr' in config]
     was_empty = any(row.reference == 0 for case in proof.results.cases for row in case.detections)
     if detector.family.name != TRACED or not thresholds or was_empty:
         return []
-    plain = dataclasses.replace(plain_inputs(detector, options)[0], name=UNPASSED)
-    usual = InputReference(detector, plain).results
+    usual, unpassed = first.results, dataclasses.replace(first.input, name=UNPASSED, traced=False)
     with contextlib.ExitStack() as stack:
         for config in thresholds:
             stack.enter_context(replaced_entry(config, 'score_thr', NEVER))
-        reference = InputReference(detector, plain)
+        reference = InputReference(detector, unpassed)
         pairs = zip(usual, reference.results, strict=True)
         if all(len(one) and np.array_equal(one.scores, other.scores) for one, other in pairs):
             return []  # the code has no such threshold

@@ -6,15 +6,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from mmcv import Config
 from mmcv.ops import batched_nms
-from mmdet.models.builder import HEADS
+from mmdet.models.builder import DETECTORS, HEADS
 from mmdet.models.dense_heads import ATSSHead
+from mmdet.models.detectors import ATSS
 from torch import nn
 
 import mmdeploy_ext
 from mmdeploy_ext.base.config import load_config
-from mmdeploy_ext.base.errors import ConfigError, UsageError
+from mmdeploy_ext.base.errors import ExportError, UsageError
 from mmdeploy_ext.cli import export_app, run_app
+from mmdeploy_ext.cli.weights_app import write_weights
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting.export import save
 from mmdeploy_ext.exporting.traced.functions import ranked
@@ -34,9 +37,9 @@ MASKS = str(REPO / 'configs/demo/mask_rcnn_toy.py')
 WHOLE = ('--whole', 'traced', '--shape', '128', '160')
 
 
-def with_head(folder, head):
+def with_head(folder, head, settings=''):
     config = folder / f'{head}.py'
-    config.write_text(TOY + f"model = dict(bbox_head=dict(type='{head}'))\n")
+    config.write_text(TOY + f"model = dict(bbox_head=dict(type='{head}'){settings})\n")
     return str(config)
 
 
@@ -60,6 +63,15 @@ class HeadWithABranch(ATSSHead):
         if boxes[:, 4].sum() > 1e3 * boxes[:, 4].sum() - 0.5:
             boxes = boxes * 0.5
         return [(boxes, labels)]
+
+
+@HEADS.register_module()
+class HeadWithSettingsOfItsOwn(ATSSHead):
+    def get_bboxes(self, *args, cfg=None, **kwargs):
+        cfg = cfg or self.test_cfg
+        nms = dict(type='nms', iou_threshold=0.6)
+        own = dict(nms_pre=100, score_thr=cfg.least, nms=nms, max_per_img=20, min_bbox_size=0)
+        return super().get_bboxes(*args, cfg=Config(own), **kwargs)
 
 
 @HEADS.register_module()
@@ -100,8 +112,42 @@ def test_a_detector_whose_family_refuses_it_is_traced_whole_and_proven(tmp_path,
 def test_where_neither_the_family_nor_a_trace_takes_a_detector_both_reasons_are_said(tmp_path):
     config = with_head(tmp_path, 'HeadWithAThreshold')
     offset = {'model.test_cfg.nms.offset': 1}
-    with pytest.raises(ConfigError, match=r'(?s)HeadWithAThreshold.*offset'):
+    with pytest.raises(ExportError, match=r'test_cfg\.nms.*cannot be traced.*offset'):
         mmdeploy_ext.export(config, CHECKPOINT, tmp_path / 'm.onnx', height=64, width=96, cfg_options=offset)
+
+
+def test_settings_that_no_family_knows_leave_weights_and_export_to_the_test_path(tmp_path):
+    config = with_head(tmp_path, 'HeadWithSettingsOfItsOwn', ', test_cfg=dict(_delete_=True, least=0.05)')
+    checkpoint, path = tmp_path / 'm.pth', tmp_path / 'm.onnx'
+    scores, _ = write_weights(config, checkpoint)
+    exported = mmdeploy_ext.export(config, checkpoint, path, height=128, width=160)
+    assert scores and read_metadata(path).family == 'traced' and 'model.test_cfg' in exported.detector.refused
+
+
+@DETECTORS.register_module()
+class DetectorWithMasksByClass(ATSS):
+    def simple_test(self, img, img_metas, rescale=False):
+        maps = self.extract_feat(img)[0]
+        scores, channels = maps[0].flatten(1).mean(1).sigmoid().topk(5)
+        masks = nn.functional.interpolate(maps[:, channels], tuple(img_metas[0]['ori_shape'][:2]))[0] > 0
+        return [self.segm2result(masks, channels % 6, scores)]
+
+    def segm2result(self, mask_preds, det_labels, cls_scores):
+        masks, labels, scores = (one.numpy() for one in (mask_preds, det_labels, cls_scores))
+        boxes = np.zeros((len(scores), 5), np.float32)
+        boxes[:, 4] = scores
+        by_class = [[mask for mask, label in zip(masks, labels, strict=True) if label == k] for k in range(6)]
+        return [boxes[labels == k] for k in range(6)], by_class
+
+
+@pytest.mark.matrix
+def test_masks_that_code_sorts_by_class_in_numpy_are_proven(tmp_path):
+    config, path = tmp_path / 'm.py', tmp_path / 'm.onnx'
+    config.write_text(TOY + "model = dict(type='DetectorWithMasksByClass')\n")
+    exported = mmdeploy_ext.export(str(config), CHECKPOINT, path, whole='traced', height=128, width=160)
+    assert read_metadata(path).spec.output_names == ['scores', 'labels', 'masks', 'valid']
+    verdict = exported.prove()
+    assert verdict.proven, verdict.claim
 
 
 def test_a_trace_is_written_by_torchscript_alone(tmp_path):
@@ -287,6 +333,16 @@ def test_a_level_without_candidates_does_not_move_the_names_of_the_next():
     with Ranking(given) as mode:
         sizes([torch.zeros(0, 4), torch.zeros(3, 4)])
     assert list(mode.found) == ['exp_sizes_1']
+
+
+def test_a_root_in_a_function_with_a_gradient_of_its_own_starts_from_the_file():
+    class Root(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, product):
+            return product.sqrt()
+
+    with Ranking({'sqrt_forward_0': torch.full((1, 2, 3, 3), 4.0)}):
+        assert torch.equal(Root.apply(torch.ones(1, 2, 3, 3)), torch.full((1, 2, 3, 3), 2.0))
 
 
 @pytest.fixture(scope='module')

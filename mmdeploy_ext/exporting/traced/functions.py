@@ -103,6 +103,15 @@ def scored_masks(method: Any) -> Any:
     return results
 
 
+def segm2result(method: Any) -> Any:
+    """Of heads with masks and no boxes that sort their results into arrays for each class."""
+
+    def results(self: Any, mask_preds: Any, det_labels: Any, cls_scores: Any) -> Any:
+        return dict(scores=cls_scores, labels=det_labels, masks=mask_preds)
+
+    return results
+
+
 # functions whose Python decides by numbers
 def bbox2roi(bbox_list: Any) -> torch.Tensor:
     mode = active()
@@ -402,6 +411,7 @@ RESULT_METHODS = {
     ('FCNMaskHead', 'get_seg_masks'): box_masks,
     ('YOLACTProtonet', 'get_seg_masks'): yolact_masks,
     ('SingleStageInstanceSegmentor', 'format_results'): scored_masks,
+    ('', 'segm2result'): segm2result,
 }
 FUNCTIONS = {
     **RESULT_FUNCTIONS,
@@ -420,7 +430,7 @@ METHODS = {
     ('PAAHead', 'score_voting'): score_voting,
     ('SingleRoIExtractor', 'forward'): roi_forward,
 }
-"""Class, method -> what replaces the method."""
+"""Class ('': any), method -> what replaces the method."""
 
 
 def numpy_array(function: Any) -> Any:
@@ -487,7 +497,7 @@ def _new_methods(
     classes = {kind for part in model.modules() for kind in type(part).__mro__}
     for (kind, name), make in makers.items():
         for owner in classes:
-            if owner.__name__ == kind and name in vars(owner):
+            if (owner.__name__ == kind or not kind) and name in vars(owner):
                 yield owner, name, make(vars(owner)[name])
 
 

@@ -54,10 +54,10 @@ SIGNS = {
     'sqrt', 'square', 'abs', 'neg', '__neg__', 'exp', 'log', 'sigmoid',
 }  # fmt: skip
 """Functions that give dropped scores another sign."""
-STEEP = 'exp', 'sigmoid', 'softmax'
+STEEP = 'exp', 'sigmoid', 'softmax', 'sqrt'
 """Functions from a head's outputs to sizes and scores. Their inputs are borders, as rounding grows there."""
 BORDERS = re.compile(
-    r'(topk|sort|argsort|threshold|equal|nms_boxes|nms_scores|rois|exp|sigmoid|softmax)_\w+_\d+'
+    r'(topk|sort|argsort|threshold|equal|nms_boxes|nms_scores|rois|exp|sigmoid|softmax|sqrt)_\w+_\d+'
 )
 """Names of tensors where rounding decides."""
 DROPPED = torch.tensor(-1.0)

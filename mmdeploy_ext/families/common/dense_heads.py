@@ -19,7 +19,7 @@ from mmdet.models.builder import HEADS
 from torch import nn
 
 from mmdeploy_ext.base.config import cfg_options
-from mmdeploy_ext.base.errors import CodeError, ConfigError
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.base.source_code import is_users, nearest_base, place_of
 from mmdeploy_ext.exporting.postprocess.suppression import nms_config, number, positive
 from mmdeploy_ext.families.no_family import copied_class, trial_words
@@ -85,7 +85,7 @@ def chosen_coder(head: nn.Module, key: str = 'model.bbox_head') -> Coder:
     coder = known_coder(head.bbox_coder)
     if coder is None:
         trial = cfg_options({f'{key.split()[0]}.bbox_coder.type': 'DeltaXYWHBBoxCoder'})
-        raise CodeError(
+        raise ConfigError(
             f'{key}.bbox_coder is {type(head.bbox_coder).__name__}; expected DeltaXYWHBBoxCoder, '
             f'LegacyDeltaXYWHBBoxCoder, TBLRBBoxCoder, DistancePointBBoxCoder, or a class derived from one '
             f'({trial} tries the first); else {OWN}'
@@ -587,7 +587,7 @@ def kind_of(head: nn.Module) -> HeadKind:
         original = copied_class(type(head), filter(None, map(HEADS.get, KINDS)))
         (nearest,) = difflib.get_close_matches(type(head).__name__, KINDS, 1, 0)
         advice = f'; {trial_words("model.bbox_head", original)}' if original else f' (nearest: {nearest})'
-        raise CodeError(
+        raise ConfigError(
             f'{place_of_results(head)}: is not a dense head that mm2onnx supports{advice}; else {OWN}'
         )
     if name == 'AnchorFreeHead' and hasattr(head, 'integral'):

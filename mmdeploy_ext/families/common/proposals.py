@@ -17,7 +17,7 @@ from mmcv import ConfigDict
 from torch import nn
 
 from mmdeploy_ext.base.config import replaced_entry
-from mmdeploy_ext.base.errors import CodeError, ConfigError
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.base.source_code import is_in_library
 from mmdeploy_ext.base.user_modules import users_line
 from mmdeploy_ext.exporting.postprocess.suppression import (
@@ -375,13 +375,13 @@ def tried(head: nn.Module, make: type[Proposals]) -> bool:
                 wanted = own_proposals(head, maps, size)
             except Exception as error:
                 raised = f'{type(error).__name__}: {error}{users_line(error)}'
-                raise CodeError(f'{place} raises on generated outputs: {raised}; use {OWN}') from error
+                raise ConfigError(f'{place} raises on generated outputs: {raised}; use {OWN}') from error
             clip_hw = maps[0].new_tensor([size])
             remaining = [
                 longer for longer, module in modules.items() if same(_found(*module(maps, clip_hw)), wanted)
             ]
         if not remaining:
-            raise CodeError(f'{place} selects proposals in a way that mm2onnx does not know: use {OWN}')
+            raise ConfigError(f'{place} selects proposals in a way that mm2onnx does not know: use {OWN}')
     _LONGER[head] = remaining[0]
     return _LONGER[head]
 

@@ -12,7 +12,7 @@ import types
 import torch
 from torch import nn
 
-from mmdeploy_ext.base.errors import CodeError, ConfigError
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.postprocess.bbox2d import DenseBoxPostprocess
 from mmdeploy_ext.families.common import detector_parts, image_graphs
@@ -163,7 +163,7 @@ def flat_outputs(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
     head, kind, names = model.bbox_head, kind_of(model.bbox_head), raw_names(model)
     outputs = kind.flatten(kind.tested(head, head(model.extract_feat(image))))
     if len(outputs) != len(names):
-        raise CodeError(
+        raise ConfigError(
             f'{type(head).__name__}: returns {len(outputs)} tensors, expected {len(names)}: '
             f'{", ".join(names)}; use {OWN}'
         )
@@ -178,7 +178,7 @@ def _check_channels(model: nn.Module, outputs: list[torch.Tensor]) -> None:
     for name, tensor, expected in zip(raw_names(model), outputs, channels, strict=True):
         if tensor.shape[1] != expected:
             head = type(model.bbox_head).__name__
-            raise CodeError(
+            raise ConfigError(
                 f'{head}: {name} has {tensor.shape[1]} channels; expected {expected}, else use {OWN}'
             )
 

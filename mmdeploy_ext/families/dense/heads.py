@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdeploy_ext.base.errors import CodeError, ConfigError
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.base.source_code import users_class
 from mmdeploy_ext.exporting.postprocess.suppression import rows_of
 from mmdeploy_ext.families.common.dense_heads import (
@@ -86,7 +86,7 @@ def check_results(head: nn.Module, form: str) -> None:
     """Refuse a head whose results no graph of ours gives; the form `raw` leaves them to the user's code."""
     if own := own_selection(head):
         if form != 'raw':
-            raise CodeError(f'{own} selects boxes: use --whole traced, --postprocess raw, {OWN}')
+            raise ConfigError(f'{own} selects boxes: use --whole traced, --postprocess raw, {OWN}')
         return
     facts = facts_of(head)
     names = [name for name in ('max_per_img', 'nms_pre') if getattr(facts, name) < 0]

@@ -15,7 +15,7 @@ from mmdet.models.roi_heads import bbox_heads
 from torch import nn
 
 from mmdeploy_ext.base.config import replaced_entry
-from mmdeploy_ext.base.errors import CodeError, ConfigError
+from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.base.user_modules import users_line
 from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE, Suppression, gather_rows, nms_config
 from mmdeploy_ext.families.common.dense_heads import OWN, compares_products, place_of_method
@@ -63,10 +63,10 @@ def padded_rows(roi_head: nn.Module) -> str:
             roi_head.simple_test_bboxes([regions], metas, [regions], roi_head.test_cfg)
         except Exception as error:  # a user's method raises what it likes
             raised = f'{type(error).__name__}: {error}{users_line(error)}'
-            raise CodeError(f'{place} raises on three generated regions: {raised}; use {OWN}') from error
+            raise ConfigError(f'{place} raises on three generated regions: {raised}; use {OWN}') from error
     zeros = tuple((given[0].reshape(len(regions), -1) == 0).all(1).tolist())
     if zeros not in PADDED:
-        raise CodeError(f'{place} drops regions in a way that mm2onnx does not know: use {OWN}')
+        raise ConfigError(f'{place} drops regions in a way that mm2onnx does not know: use {OWN}')
     return PADDED[zeros]
 
 

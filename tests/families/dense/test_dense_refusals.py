@@ -6,7 +6,7 @@ from mmdet.models.dense_heads import RetinaHead, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 
 from mmdeploy_ext.base.config import load_config
-from mmdeploy_ext.base.errors import CodeError, UsageError
+from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proving.not_shown import untraced_methods
 from refusals import REPOSITORY
@@ -45,7 +45,7 @@ def test_a_selection_of_the_users_own_is_named_and_refused_but_for_raw_outputs(t
     (tmp_path / 'head_of_a_user.py').write_text(HEAD_OF_A_USER)
     imported = "custom_imports = dict(imports=['head_of_a_user'])\n"
     cfg, family = read(tmp_path, YOLOX + head("type='YoloxOfAUser'") + imported)
-    with pytest.raises(CodeError, match=r'YoloxOfAUser\._bboxes_nms'):
+    with pytest.raises(ConfigError, match=r'YoloxOfAUser\._bboxes_nms'):
         family.check(cfg, family.choose(opset=17, height=128, width=160))
     family.check(cfg, family.choose(opset=17, height=128, width=160, form='raw'))
     found = untraced_methods(family, family.build(cfg), cfg)

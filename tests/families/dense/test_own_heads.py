@@ -8,7 +8,7 @@ import dense_heads
 import own_heads
 from dense_heads import detector, make_head
 from dev.seeded.weights import write_seeded
-from mmdeploy_ext.base.errors import CodeError, ModelFileError
+from mmdeploy_ext.base.errors import ConfigError, ModelFileError
 from mmdeploy_ext.cli import export_app
 from mmdeploy_ext.families.dense import heads
 from mmdeploy_ext.families.dense.graphs import DenseFullForm
@@ -70,7 +70,7 @@ def test_a_selection_of_the_users_is_left_to_the_trace_and_to_raw_outputs(name, 
         return equal(head)
     assert isinstance(heads.facts_of(head).coder, Traced)
     for form in ('full', 'decode'):
-        with pytest.raises(CodeError, match=method):
+        with pytest.raises(ConfigError, match=method):
             heads.check_results(head, form)
 
 
