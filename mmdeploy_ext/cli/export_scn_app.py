@@ -165,7 +165,7 @@ def find_ranges(args: argparse.Namespace, detector: Detector, options: Options) 
     int8_ranges = None
     if has_precision(options):
         target = f'{args.output_file}.ranges.json'
-        int8_ranges = ranges.find(args, detector, target, int8_fp16_io=options.int8_fp16_io)
+        int8_ranges = ranges.find(args, detector, target)
     if int8_ranges is None and has_int8(options):
         raise UsageError(
             'int8 needs a range for every layer, but the checkpoint has none: pass sweeps with '

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError
-from mmdeploy_ext.exporting.int8 import METHODS
+from mmdeploy_ext.exporting.int8 import Calibration
 
 if TYPE_CHECKING:
     from mmdeploy_ext.exporting.sparse.ranges import Ranges
@@ -37,14 +37,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         '--ranges FILE',
         'use the ranges of an earlier calibration (default: ranges in the checkpoint, if any)',
     )
-    add('--method', 'method for ranges of inputs (default: mse)', METHODS[0], choices=METHODS)
-    add('--batches N', 'number of sweeps, evenly spread; 0 uses all (default: 100)', 100)
-    add(
-        '--fp16-ranges',
-        'round ranges to fp16 (default: only for BEVFusion, as the reference)',
-        action=argparse.BooleanOptionalAction,
-    )
-    add('--data-root DIR', 'infos: folder of the data set (default: the folder of the infos)', '')
+    cli.add_fields(group, Calibration, 'method batches half root')
 
 
 def check(args: argparse.Namespace) -> None:
@@ -60,22 +53,20 @@ def check(args: argparse.Namespace) -> None:
     args.loaded_ranges = Ranges.load(args.ranges) if args.ranges else None
 
 
-def find(args: argparse.Namespace, detector: Detector, target: str, **fields: Any) -> Ranges | None:
+def find(args: argparse.Namespace, detector: Detector, target: str) -> Ranges | None:
     """Ranges of `--ranges`, of `--calibrate`, which writes them to `target`, or of the checkpoint.
 
     `--fp16-ranges` rounds them to float16, `--no-fp16-ranges` does not. Without either, `--ranges` stay,
-    other ranges are rounded as in the family's reference. `fields` are of `Calibration`.
+    other ranges are rounded as in the family's reference.
     """
     from mmdeploy_ext.bench.precision import sparse_calibration
     from mmdeploy_ext.families import backbone_files
 
     if args.loaded_ranges is not None:
-        return args.loaded_ranges.half() if args.fp16_ranges else args.loaded_ranges
+        return args.loaded_ranges.half() if args.half else args.loaded_ranges
     if not args.calibrate:
-        return backbone_files.checkpoint_ranges(detector, args.fp16_ranges)
-    calibration = sparse_calibration.Calibration(
-        method=args.method, batches=args.batches, half=args.fp16_ranges, root=args.data_root, **fields
-    )
+        return backbone_files.checkpoint_ranges(detector, args.half)
+    calibration = Calibration(**cli.given_of(Calibration, args))
     ranges = sparse_calibration.calibrate(detector, args.calibrate, calibration)
     save(ranges, target)
     return ranges

@@ -11,7 +11,7 @@ from mmdeploy_ext.base.errors import UsageError, after_weights
 from mmdeploy_ext.base.files import check_writable, write_json
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import ranges
-from mmdeploy_ext.exporting.int8 import METHODS, PERCENTILE
+from mmdeploy_ext.exporting.int8 import Calibration
 from mmdeploy_ext.upstream import compat
 
 if TYPE_CHECKING:
@@ -32,21 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
     ranges.add_weight_layout(parser)
     group = parser.add_argument_group('calibration')
     ranges.add_arguments(group)
-    add = cli.adder(group)
-    add('--percentile P', 'for --method percentile (default: 99.99)', PERCENTILE)
-    add(
-        '--add-method',
-        'method for residual additions (default: max for CenterPoint, as the reference, else --method)',
-        choices=METHODS,
-    )
-    add(
-        '--unfolded MODULE...',
-        'modules whose weight range comes from the kernel before folding (default with '
-        '--int8-fp16-input-output: conv_input.0 of CenterPoint, as in the reference)',
-    )
+    cli.add_fields(group, Calibration, 'percentile add_method unfolded')
     cli.add(group, '--out FILE', f'file to write the ranges to (default: {DEFAULT_OUTPUT})')
 
-    add = cli.adder(parser.add_argument_group('fidelity'))
+    fidelity = parser.add_argument_group('fidelity')
+    add = cli.adder(fidelity)
     add(
         '--fidelity DIR|INFOS',
         'compare int8 and fp16 with fp32 (default: on the sweeps of --calibrate)',
@@ -54,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         const='',
     )
     add('--fidelity-batches N', 'number of sweeps, evenly spread; 0 uses all (default: 4)', 4)
-    add('--int8-fp16-input-output', "keep the first and last layer in fp16, as in the reference's INT8 file")
+    cli.add_fields(fidelity, Calibration, 'int8_fp16_io')
     add('--fp16-layers PATTERN...', 'keep layers in fp16, by name or module path', [])
     add('--target TARGET', 'suggest fp16 layers until the output reaches this cosine (default: 0.999)', 0.999)
     add('--no-advice', 'skip the advice and its runs')
@@ -95,15 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ranges(args: argparse.Namespace, detector: Detector) -> Ranges:
-    int8_ranges = ranges.find(
-        args,
-        detector,
-        args.out or DEFAULT_OUTPUT,
-        percentile=args.percentile,
-        add_method=args.add_method,
-        unfolded=None if args.unfolded is None else tuple(args.unfolded),
-        int8_fp16_io=args.int8_fp16_input_output,
-    )
+    int8_ranges = ranges.find(args, detector, args.out or DEFAULT_OUTPUT)
     if int8_ranges is None:
         raise UsageError(f'{args.checkpoint}: has no ranges; pass --calibrate DIR|INFOS or --ranges FILE')
     if args.out and not args.calibrate:
@@ -119,14 +101,14 @@ def _compare(args: argparse.Namespace, detector: Detector, int8_ranges: Ranges) 
     options = detector.family.choose(
         order=detector.settings.order,
         precision='int8',
-        int8_fp16_io=args.int8_fp16_input_output,
+        int8_fp16_io=args.int8_fp16_io,
         layer_precision=tuple((pattern, 'fp16', 'fp16') for pattern in args.fp16_layers),
     )
     graph = deploy.make_graph(
         deploy.trace(detector), options, detector.family, int8_ranges, detector.checkpoint_sha256
     )
     source = args.fidelity or args.calibrate
-    sweeps = config_sweeps(detector, source, graph.order, args.fidelity_batches, args.data_root)
+    sweeps = config_sweeps(detector, source, graph.order, args.fidelity_batches, args.root)
     result = fidelity(graph, int8_ranges, sweeps, target=args.target, advise=not args.no_advice)
     if args.json:
         write_json(args.json, result.to_json())

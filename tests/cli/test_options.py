@@ -14,6 +14,7 @@ from mmdeploy_ext.api import ProofRequest
 from mmdeploy_ext.base.commands import COMMANDS
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import export_app, options
+from mmdeploy_ext.exporting.int8 import Calibration
 from mmdeploy_ext.proving.subject import Claims
 from mmdeploy_ext.spec.options import HALF, IMAGE, MAX_CANDIDATES, OPSET, SIMPLIFY, SPARSE, Options
 from refusals import CHECKPOINT, CONFIG, MODEL, PICTURE
@@ -88,7 +89,8 @@ ROWS = [
                                asked=dict(order='zyx'), option='--input',
                                settings=dict(max_voxels=9, node_list='', ranges=None)))),
     (f'scn_ptq {MODELS} --calibrate D --unfolded a b --data-root R --no-fp16-ranges',
-     'bench.precision.sparse_calibration.Calibration', dict(unfolded=('a', 'b'), root='R', half=False)),
+     'bench.precision.sparse_calibration.calibrate',
+     dict(options=Calibration(unfolded=['a', 'b'], root='R', half=False))),
     (f'scn_ptq {MODELS} --fidelity F --target 0.9 --no-advice',
      'bench.precision.fidelity.fidelity', dict(target=0.9, advise=False)),
     (f'scn_ptq {MODELS} --output r --weight-layout spconv1',

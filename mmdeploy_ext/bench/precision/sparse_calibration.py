@@ -6,13 +6,12 @@ CUDA-CenterPoint/qat/tools/sparseconv_quantization.py.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmdeploy_ext.base.errors import DataError, UsageError
-from mmdeploy_ext.exporting.int8 import PERCENTILE, tracked
+from mmdeploy_ext.exporting.int8 import PERCENTILE, Calibration, tracked
 from mmdeploy_ext.exporting.int8.calibrators import make_calibrator, method_title, weight_amax
 from mmdeploy_ext.exporting.sparse.fold import fold
 from mmdeploy_ext.exporting.sparse.ranges import NodeRange, Ranges, graph_digest, quantised, weight_norm
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.exporting.int8.calibrators import Calibrator
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.families.sparse import SparseFamily
 
     Sweep = tuple[np.ndarray, np.ndarray]
     """(N, C) float features, (N, 4) int32 coordinates in the graph's order."""
@@ -36,44 +34,11 @@ SWAPPED_COLUMNS = [0, 3, 2, 1]
 """Swaps x and z of coordinates."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """Options of a calibration; None: the family's reference.
-
-    Attributes:
-        method: one of `exporting.int8.METHODS`.
-        percentile: of |x|, in percent.
-        add_method: for additions; '': `method`.
-        batches: number of sweeps, evenly spread; 0: all.
-        unfolded: modules with ranges of the unfolded kernel.
-        half: round ranges to fp16.
-        root: folder of the data set, or ''.
-        int8_fp16_io: the file has the reference's precisions.
-    """
-
-    method: str = 'mse'
-    percentile: float = PERCENTILE
-    add_method: str | None = None
-    batches: int = 0
-    unfolded: tuple[str, ...] | None = None
-    half: bool | None = None
-    root: str = ''
-    int8_fp16_io: bool = False
-
-    def resolved(self, family: SparseFamily) -> Calibration:
-        """Replace None by values of `family.int8`."""
-        reference = family.int8
-        unfolded = reference.unfolded_ranges if self.int8_fp16_io else ()
-        defaults = dict(add_method=reference.add_method, unfolded=unfolded, half=reference.half_ranges)
-        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **missing)
-
-
 def calibrate(detector: Detector, source: str | Path, options: Calibration) -> Ranges:
     """A backbone's ranges, measured on the sweeps of `source`, see `Sweeps`."""
     from mmdeploy_ext.families.backbone_files import trace  # imports torch
 
-    options, traced = options.resolved(detector.family), trace(detector)
+    options, traced = options.resolved(detector.family.int8), trace(detector)
     graph = fold(traced, 'fp32')
     ranges = calibrate_sweeps(
         graph,

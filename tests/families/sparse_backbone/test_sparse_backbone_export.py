@@ -9,7 +9,7 @@ import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_seeded as seeded
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import CheckpointError, ConfigError
-from mmdeploy_ext.bench.precision.sparse_calibration import Calibration
+from mmdeploy_ext.exporting.int8 import Calibration
 from mmdeploy_ext.families.base import BACKBONE, find_family
 from mmdeploy_ext.families.sparse_backbone.family import BEVFUSION as BEVFUSION_ENCODER
 from mmdeploy_ext.families.sparse_backbone.family import CENTERPOINT as CENTERPOINT_ENCODER
@@ -98,8 +98,8 @@ def test_a_detectors_whole_checkpoint_is_loaded_with_its_rest(tmp_path):
 
 def test_calibration_is_the_references_unless_options_say_otherwise():
     bevfusion, centerpoint = BEVFUSION_ENCODER, CENTERPOINT_ENCODER
-    assert Calibration().resolved(bevfusion) == Calibration(add_method='', unfolded=(), half=True)
-    assert Calibration().resolved(centerpoint) == Calibration(add_method='max', unfolded=(), half=False)
-    assert Calibration(int8_fp16_io=True).resolved(centerpoint).unfolded == ('conv_input.0',)
+    assert Calibration().resolved(bevfusion.int8) == Calibration(add_method='', unfolded=(), half=True)
+    assert Calibration().resolved(centerpoint.int8) == Calibration(add_method='max', unfolded=(), half=False)
+    assert Calibration(int8_fp16_io=True).resolved(centerpoint.int8).unfolded == ('conv_input.0',)
     mine = Calibration(add_method='mse', unfolded=(), half=False, int8_fp16_io=True)
-    assert mine.resolved(bevfusion) == mine.resolved(centerpoint) == mine
+    assert mine.resolved(bevfusion.int8) == mine.resolved(centerpoint.int8) == mine
