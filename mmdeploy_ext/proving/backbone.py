@@ -22,7 +22,7 @@ from mmdeploy_ext.families.backbone_files import has_precision
 from mmdeploy_ext.proving import sparse_file
 from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
-from mmdeploy_ext.proving.proof import add_checks, check_graph, check_model, compare_samples, finish, start
+from mmdeploy_ext.proving.proof import check, compare_samples, finish
 from mmdeploy_ext.proving.provenance import settings_check
 from mmdeploy_ext.proving.subject import Sample, Step, Subject
 from mmdeploy_ext.runtime.sparse import engine
@@ -151,11 +151,9 @@ def check_backbone(
         grid='x'.join(map(str, file.expected.spatial_shape)),
         output='x'.join(map(str, file.expected.output_shape)),
     )
-    proof = start(detector, [file], options, engine, claims, facts)
-    notes, checks = proof.verdict.notes, []
+    checks, notes = [], []
     if options.target == 'libspconv':
-        checks, warnings = sparse_file.check_dialect(file.path, file.model, max_voxels)
-        notes += warnings
+        checks, notes = sparse_file.check_dialect(file.path, file.model, max_voxels)
     else:
         checks = sparse_file.check_portable(file.model)
     if has_precision(options):
@@ -171,13 +169,19 @@ def check_backbone(
     if node_list:
         expected, name = read_json(node_list), Path(node_list).name
         checks += sparse_file.compare_node_lists(to_node_list(file.model), expected, name)
-    add_checks(proof, file, checks)
-    check_graph(proof, file, lambda: sparse_file.compare_graph(file))
-    check_model(proof)
     rule, settings = sparse_file.read_fact(file.model, file.path, 'voxels'), detector.settings
     layer = detector.family.voxel_layer(detector.model)
-    proof.results.preprocessing = compare_voxels(layer, settings.order, settings.in_channels, rule.to_json())
-    return proof
+    return check(
+        detector,
+        [file],
+        options,
+        engine,
+        claims,
+        facts,
+        contents=lambda file: (checks, notes),
+        compare=sparse_file.compare_graph,
+        prepared=lambda: compare_voxels(layer, settings.order, settings.in_channels, rule.to_json()),
+    )
 
 
 @dataclasses.dataclass

@@ -24,15 +24,13 @@ from mmdeploy_ext.proving.frames import (
     check_frames,
     counts_of,
     limits,
-    notes_on_sides,
     open_runner,
     open_sides,
     read_files,
-    times_of,
 )
 from mmdeploy_ext.proving.loop import compare
-from mmdeploy_ext.proving.not_shown import Watch, unreached
-from mmdeploy_ext.proving.proof import ROUNDED_FP16, compare_samples, finish, not_loaded
+from mmdeploy_ext.proving.not_shown import Watch
+from mmdeploy_ext.proving.proof import ROUNDED_FP16, compare_samples, conclude, not_loaded
 from mmdeploy_ext.proving.recorded.calls import RecordedStepper
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.spec.matching import too_few
@@ -103,16 +101,12 @@ def prove_frames(
         case = _case(results.sequence[0], shape)
         counts = counts_of(sides.metadata, drive.most_results)
         results.cases.append(dataclasses.replace(case, counts=counts))
-        if claims.timed:
-            medians = clock.medians('reference', 'free').values()
-            verdict.timing_ms = dict(zip(times_of(proof, 'frame'), medians, strict=False))
         if all(row.passed for row in results.sequence):  # failed rows have their own reasons
             matched = results.sequence[0].series['matched']
             both = [sum(counts) for counts in zip(matched, drive.runs['teacher'].substituted, strict=False)]
             results.reasons += too_few(both or matched, 'frame', ADVICE)
-        results.reasons += drive.unread.reasons
         verdict.notes += notes_on_drive(proof, drive)
-        verdict.notes += [*notes_on_sides(sides), *frames.notes]
+        verdict.notes += frames.notes
 
         if verdict.bars.is_float32 and first is not None:
             runner = Shifted(sides.runner, **FAR) if contract.ignores_places else sides.runner
@@ -121,11 +115,9 @@ def prove_frames(
             cases, reasons = special_frames(samples, runner, drives_of, shape)
             results.cases += cases
             results.reasons += reasons
-    verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
     verdict.unreached += [f'{title}: in no frame' for title, count in drive.made.items() if not count]
-    verdict.unreached += drive.watch.lines(limits(sides.metadata), '--frames')
-    verdict.pairs = drive.pairs[:MAX_DRAWN]
-    return finish(proof)
+    drive.pairs = drive.pairs[:MAX_DRAWN]
+    return conclude(proof, drive, drive.settings, '--frames', clock, 'frame')
 
 
 def ask_samples(detector: Detector, paths: Sequence[str], samples: Collection[Any]) -> None:

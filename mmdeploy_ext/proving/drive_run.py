@@ -637,6 +637,7 @@ class DriveRun:
     Attributes:
         results: `DetectionRow` of each frame.
         substituted: number of results per frame that the reference made of the file's outputs.
+        worst, failed: tensor -> its worst row, and names of the frames in which it fails.
         tied: `ties`, `tied_frames`, `affected_frames` and `taken_over` of `SequenceRow`, so far.
         pairings: pairs of memory rows, of each kind; [] for a memory without scores.
         followed: how they were paired in the last frame.
@@ -658,9 +659,10 @@ class DriveRun:
         self.followed: list[Followed] = []
         self.faults: dict[str, list[str]] = collections.defaultdict(list)
         self.stopped, self.parted, self.undecided, self.undecided_frames = '', False, 0, 0
-        self.tensors = WorstRows(mode == 'free', self.bars.cosine)
+        self.worst: dict[str, TensorRow] = {}
+        self.failed: dict[str, list[str]] = {}
         self.series: dict[str, Any] = dict(
-            name=[], reset=[], gap_s=[], reference=[], matched=[], extra=[], ties=[], **self.tensors.series
+            name=[], reset=[], gap_s=[], reference=[], matched=[], extra=[], ties=[], errors={}, ratios={}
         )
         self.results: list[DetectionRow] = []
         self.substituted: list[int] = []
@@ -713,7 +715,7 @@ class DriveRun:
         self._check_reset(frame, want, got, name)
         self._add_ties(name)
         for row in case.tensors:
-            self.tensors.add(row, name, len(self.series['name']))
+            self._add_tensor(row, name)
         (row,) = case.detections
         self.results.append(row)
         for key in ('reference', 'extra'):
@@ -759,6 +761,33 @@ class DriveRun:
         self.tied['affected_frames'] += any(affected)
         self.series['ties'].append(ties + self.undecided)
 
+    def _add_tensor(self, row: TensorRow, name: str) -> None:
+        """Add the row of a tensor at the last frame; a free one may drift."""
+        if row.max_abs is None:
+            row = dataclasses.replace(row, passed=False)
+        elif self.mode == 'free':
+            row = dataclasses.replace(row, passed=True, reason='')
+        has_bar = row.max_abs is not None and (row.tolerance or row.tolerance is None)
+        for key, value in (('errors', row.max_abs), ('ratios', self._ratio(row) if has_bar else None)):
+            values = self.series[key].setdefault(row.tensor, [])
+            values += [None] * (len(self.series['name']) - 1 - len(values))
+            values.append(value)
+        if not row.passed:
+            self.failed.setdefault(row.tensor, []).append(name)
+        row = dataclasses.replace(row, at=name)
+        if worst := self.worst.get(row.tensor):
+            is_worse = (not row.passed, self._ratio(row)) > (not worst.passed, self._ratio(worst))
+            row = row if is_worse else worst
+        self.worst[row.tensor] = row
+
+    def _ratio(self, row: TensorRow) -> float:
+        """Return a row's error over what is allowed, of the cosine below float32; else the error itself."""
+        if row.max_abs is None:
+            return np.inf
+        if row.tolerance is None and row.cosine is not None:
+            return (1 - row.cosine) / (1 - self.bars.cosine)
+        return row.max_abs / row.tolerance if row.tolerance else row.max_abs
+
     def finish(self) -> SequenceRow:
         totals = {key: sum(getattr(row, key) for row in self.results) for key in SUMMED}
         counted = max(totals['reference'], totals['matched'] + totals['outside'] + totals['extra'])
@@ -779,7 +808,7 @@ class DriveRun:
             worst_iou=min((row.worst_iou for row in self.results), default=1.0),
             excused=tuple(self.excused),
             **self.tied,
-            tensors=tuple(self.tensors.worst.values()),
+            tensors=tuple(self.worst.values()),
             series=self.series,
         )
         return dataclasses.replace(row, reasons=tuple(self._reasons(row)))
@@ -793,7 +822,11 @@ class DriveRun:
             reasons.append(f'{row.frames} frames ran, a proof needs {self.length.frames}')
         if row.resets < self.length.resets:
             reasons.append(f'{row.resets} resets after the first frame, a proof needs {self.length.resets}')
-        reasons += self.tensors.reasons(row.frames)
+        reasons += [
+            f'{tensor}: {len(names)} of {row.frames} frames fail, first {names[0]}; worst '
+            f'{self.worst[tensor].at}: {self.worst[tensor].reason}'
+            for tensor, names in self.failed.items()
+        ]
         if self.undecided_frames and self.undecided_frames == row.frames:
             reasons.append(f'{", ".join(self.memory.decided)}: decisions at a threshold in every frame')
         if row.match_rate is None:
@@ -811,48 +844,3 @@ class DriveRun:
                 f'other side'
             )
         return reasons
-
-
-class WorstRows:
-    """The worst row of every tensor (or column group) of a drive, and its error at every frame."""
-
-    def __init__(self, free: bool, cosine: float | None) -> None:
-        self.free, self.cosine = free, cosine
-        self.worst: dict[str, TensorRow] = {}
-        self.failed: dict[str, list[str]] = {}
-        self.series: dict[str, dict[str, list[float | None]]] = dict(errors={}, ratios={})
-
-    def add(self, row: TensorRow, name: str, count: int) -> None:
-        """Add the row of a tensor at the drive's `count`-th frame from 1; a free one may drift."""
-        if row.max_abs is None:
-            row = dataclasses.replace(row, passed=False)
-        elif self.free:
-            row = dataclasses.replace(row, passed=True, reason='')
-        has_bar = row.max_abs is not None and (row.tolerance or row.tolerance is None)
-        for key, value in (('errors', row.max_abs), ('ratios', self.ratio(row) if has_bar else None)):
-            values = self.series[key].setdefault(row.tensor, [])
-            values += [None] * (count - 1 - len(values))
-            values.append(value)
-        if not row.passed:
-            self.failed.setdefault(row.tensor, []).append(name)
-        row = dataclasses.replace(row, at=name)
-        if worst := self.worst.get(row.tensor):
-            is_worse = (not row.passed, self.ratio(row)) > (not worst.passed, self.ratio(worst))
-            row = row if is_worse else worst
-        self.worst[row.tensor] = row
-
-    def ratio(self, row: TensorRow) -> float:
-        """Return a row's error over what is allowed, of the cosine below float32; else the error itself."""
-        if row.max_abs is None:
-            return np.inf
-        if row.tolerance is None and row.cosine is not None:
-            return (1 - row.cosine) / (1 - self.cosine)
-        return row.max_abs / row.tolerance if row.tolerance else row.max_abs
-
-    def reasons(self, frames: int) -> list[str]:
-        """Return one sentence per tensor that fails."""
-        return [
-            f'{tensor}: {len(names)} of {frames} frames fail, first {names[0]}; worst '
-            f'{self.worst[tensor].at}: {self.worst[tensor].reason}'
-            for tensor, names in self.failed.items()
-        ]

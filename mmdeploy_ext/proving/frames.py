@@ -17,24 +17,19 @@ from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.drive_run import MAX_DRAWN
 from mmdeploy_ext.proving.loop import compare
-from mmdeploy_ext.proving.not_shown import Watch, count_voxels, unreached
+from mmdeploy_ext.proving.not_shown import Watch, count_voxels
 from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
 from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
 from mmdeploy_ext.proving.proof import (
-    add_checks,
-    check_contents,
-    check_graph,
-    check_model,
+    check,
     compare_samples,
+    conclude,
+    contents_of,
     engine_class,
     engine_options,
-    finish,
     judge_results,
     not_loaded,
-    notes_on_export,
     open_file,
-    start,
-    without_weights,
 )
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.recorded.calls import RecordedStepper
@@ -56,7 +51,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.frames import Stepper, Sweep
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.options import Options
-    from mmdeploy_ext.spec.results import PreprocessingResult
+    from mmdeploy_ext.spec.results import Check, PreprocessingResult
     from mmdeploy_ext.spec.tensors import TensorSpec
     from mmdeploy_ext.spec.verdict import Verdict
 
@@ -108,20 +103,13 @@ def prove_sweeps(
         subject = Sweeps(sides, RecordedStepper(detector, sides.reference), sweeps)
         clock = compare_samples(proof, subject)
         judge_results(proof)
-        results.reasons += subject.unread.reasons
-        if claims.timed:
-            medians = clock.medians('reference', 'file').values()
-            verdict.timing_ms = dict(zip(times_of(proof, 'sweep'), medians, strict=False))
         if not results.reasons:
             results.reasons += total_reasons(results.cases, verdict.bars, 'sweep', 'sweep', ADVICE)
-        verdict.notes += notes_on_sides(sides)
         proof.add_notes(dict.fromkeys(note for case in results.cases for note in case.notes))
         if subject.first is not None:
             results.cases += unusual_cases(sides, subject.first)
-    verdict.unreached = unreached(limits(sides.metadata), results.cases, '--frames')
-    verdict.unreached += subject.watch.lines(limits(sides.metadata), '--frames')
-    verdict.pairs = subject.pairs[:MAX_DRAWN]
-    return finish(proof)
+    subject.pairs = subject.pairs[:MAX_DRAWN]
+    return conclude(proof, subject, subject.settings, '--frames', clock, 'sweep')
 
 
 def check_frames(
@@ -142,27 +130,31 @@ def check_frames(
         engine=title_of(kind),
         **files[-1].facts,
     )
-    proof = start(detector, files, options, engine_options(files, kind, engine), claims, facts)
     contract = contract_of(family, options)
     graphs = contract.graphs(detector.model, options)
     specs = {graph.name: graph.spec for graph in graphs}
     export_graph = file_checks.of_graphs(detector, before_plan(options, files[-1].edits))
-    for place, file in enumerate(files):
-        check_contents(proof, file, detector.rule, specs.get(file.name))
-        if file is files[-1]:
-            companions = contract.companions(detector.model)
-            add_checks(proof, file, companion_checks(Path(file.path).parent, companions))
-        export = functools.partial(export_graph, file.name)
-        compare = functools.partial(
-            file_checks.compare_with_fresh_export, file.model, export, file.name, file.edits
-        )
-        check_graph(proof, file, compare)
-        del compare
-        files[place] = file = without_weights(file)
-    check_model(proof)
-    rule = files[-1].metadata.preprocess
-    proof.results.preprocessing = compare_preparation(detector, rule, samples, unit)
-    return proof
+    last, rule = files[-1].path, files[-1].metadata.preprocess
+
+    def contents(file: ExportedFile) -> tuple[list[Check], list[str]]:
+        checks, notes = contents_of(detector, claims, file, detector.rule, specs.get(file.name))
+        if file.path == last:
+            checks += companion_checks(Path(last).parent, contract.companions(detector.model))
+        return checks, notes
+
+    return check(
+        detector,
+        files,
+        options,
+        engine_options(files, kind, engine),
+        claims,
+        facts,
+        contents=contents,
+        compare=lambda file: file_checks.compare_with_fresh_export(
+            file.model, functools.partial(export_graph, file.name), file.name, file.edits
+        ),
+        prepared=lambda: compare_preparation(detector, rule, samples, unit),
+    )
 
 
 def read_files(detector: Detector, paths: Sequence[str]) -> tuple[list[ExportedFile], Options]:
@@ -239,15 +231,6 @@ def output_spec(metadata: Sequence[Metadata], between: Sequence[TensorSpec] = ()
     outputs |= {tensor.name: tensor for tensor in between}
     state = tuple(pair for spec in specs for pair in spec.state)
     return GraphSpec(' + '.join(spec.name for spec in specs), (), tuple(outputs.values()), state)
-
-
-def times_of(proof: Proof, unit: str) -> tuple[str, str]:
-    return f'PyTorch ({unit})', f'{proof.verdict.subject["engine"]} ({unit})'
-
-
-def notes_on_sides(sides: Sides) -> list[str]:
-    notes = notes_on_export(sides.detector, sides.metadata)
-    return [*notes, *getattr(sides.reference, 'notes', ())]
 
 
 def limits(metadata: Metadata) -> dict[str, Any]:

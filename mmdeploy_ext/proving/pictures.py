@@ -36,22 +36,18 @@ from mmdeploy_ext.families.detector_files import make_metadata
 from mmdeploy_ext.proving import file_checks
 from mmdeploy_ext.proving.inputs.inputs import proof_inputs, smaller_size
 from mmdeploy_ext.proving.loop import judge
-from mmdeploy_ext.proving.not_shown import Watch, counts_of_images, limits_of, unreached
+from mmdeploy_ext.proving.not_shown import Watch, counts_of_images, limits_of
 from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
 from mmdeploy_ext.proving.proof import (
-    check_contents,
-    check_graph,
-    check_model,
+    check,
     compare_samples,
+    conclude,
+    contents_of,
     engine_class,
     engine_options,
-    finish,
     judge_results,
     not_loaded,
-    notes_on_export,
     open_file,
-    start,
-    without_weights,
 )
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.references import (
@@ -137,19 +133,16 @@ def prove_pictures(
             verdict.timing_ms = timing(first, backend)
     if not results.reasons:
         results.reasons += total_reasons(results.cases, verdict.bars)
-    verdict.notes += [*normalisation_notes(detector), *notes_on_export(detector, file.metadata)]
+    verdict.notes += normalisation_notes(detector)
     if verdict.bars.is_float32:
         verdict.notes += substitution_notes(first.code, results.cases)
     if left_out := first.code.results_left_out(file.options):
         verdict.notes.append(left_out)
-    else:
-        results.reasons += subject.unread.reasons
+        subject.unread.names = []
     limits = limits_of(file.metadata.postprocess.to_json(), file.options)
-    verdict.unreached = unreached(limits, results.cases, '--images')
-    verdict.unreached += subject.watch.lines(file.metadata.postprocess.to_json(), '--images')
     results.reasons += subject.watch.other_epsilons(file.model) if claims.edited else []
-    verdict.pairs = subject.pairs[:MAX_DRAWN]
-    return finish(proof)
+    subject.pairs = subject.pairs[:MAX_DRAWN]
+    return conclude(proof, subject, limits, '--images')
 
 
 def without_result(proof: Proof, picture: np.ndarray, first: InputReference) -> list[Case]:
@@ -206,7 +199,7 @@ def check_pictures(
     picture_files: Sequence[str | Path] = (),
 ) -> Proof:
     file, options = read_picture_file(detector, paths[0])
-    kind = engine_class(engine)
+    metadata, kind = file.metadata, engine_class(engine)
     shape = 'dynamic' if file.options['dynamic'] else 'fixed'
     if shape == 'fixed' and file.options.get('dynamic_batch'):
         shape = 'dynamic batch, fixed size'
@@ -218,15 +211,18 @@ def check_pictures(
         engine=kind,
         **file.facts,
     )
-    proof = start(detector, [file], options, engine_options([file], kind, engine), claims, facts)
-    check_contents(proof, file, rule_of(detector, options), make_metadata(detector, options).spec)
-    check_graph(proof, file, lambda: compare_graph(detector, file.model, options, pictures[0][1], file.edits))
-    file = without_weights(file)
-    proof.files = [file]
-    check_model(proof)
-
-    proof.results.preprocessing = compare_preparation(detector, file.metadata, picture_files, pictures[0][1])
-    return proof
+    rule, contract = rule_of(detector, options), make_metadata(detector, options).spec
+    return check(
+        detector,
+        [file],
+        options,
+        engine_options([file], kind, engine),
+        claims,
+        facts,
+        contents=lambda file: contents_of(detector, claims, file, rule, contract),
+        compare=lambda file: compare_graph(detector, file.model, options, pictures[0][1], file.edits),
+        prepared=lambda: compare_preparation(detector, metadata, picture_files, pictures[0][1]),
+    )
 
 
 def compare_graph(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import platform
 from pathlib import Path
@@ -26,7 +27,7 @@ from mmdeploy_ext.graphs.io.types import skeleton
 from mmdeploy_ext.graphs.passes.fp16 import LOWER
 from mmdeploy_ext.proving.file_checks import check_structure, not_compared
 from mmdeploy_ext.proving.loop import compare
-from mmdeploy_ext.proving.not_shown import add_code, untraced_methods
+from mmdeploy_ext.proving.not_shown import add_code, unreached, untraced_methods
 from mmdeploy_ext.proving.provenance import (
     asked_checks,
     class_name_notes,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.proving.subject import Claims, Subject
     from mmdeploy_ext.spec.options import Options
-    from mmdeploy_ext.spec.results import GraphResult
+    from mmdeploy_ext.spec.results import GraphResult, PreprocessingResult
     from mmdeploy_ext.spec.tensors import GraphSpec
 
 INTERFACE_EDITS = {'fp16', 'set-shape'}
@@ -136,11 +137,6 @@ class Proof:
         self.verdict.notes += [note for note in notes if note not in self.verdict.notes]
 
 
-def without_weights(file: ExportedFile) -> ExportedFile:
-    """Return a file that is compared with its export, without large weights, for the engines' own."""
-    return dataclasses.replace(file, model=skeleton(file.model))
-
-
 def open_file(path: str) -> ExportedFile:
     """Read an ONNX file and its metadata; ModelFileError: missing, corrupt, or not by mm2onnx."""
     metadata, model = read_metadata(path), graph_files.load(path)
@@ -171,15 +167,23 @@ def engine_options(
     return {'round_fp16': True, **engine} if is_half and computes_in_float32 else dict(engine)
 
 
-def start(
+def check(
     detector: Detector,
     files: Sequence[Any],
     options: Options,
     engine: Mapping[str, Any],
     claims: Claims,
     facts: Mapping[str, Any],
+    *,
+    contents: Callable[[Any], tuple[Sequence[Check], Sequence[str]]],
+    compare: Callable[[Any], GraphResult],
+    prepared: Callable[[], PreprocessingResult],
 ) -> Proof:
-    """Return the proof of read files; `facts` are for the verdict's subject."""
+    """Check read files, their model, and the preparation of samples; return the proof.
+
+    `facts` are for the verdict's subject; `contents` returns checks of a file and notes, `compare` the
+    comparison of its graph, `prepared` of prepared samples.
+    """
     paths = [file.path for file in files]
     subject = dict(
         file=paths[0] if len(paths) == 1 else str(Path(paths[-1]).parent),
@@ -196,7 +200,28 @@ def start(
         libraries_not_run=libraries_not_run(detector.cfg),
         ignored_keys=list(detector.ignored_keys),
     )
-    return Proof(detector, files, options, dict(engine), claims, Verdict(subject))
+    proof = Proof(detector, [*files], options, dict(engine), claims, Verdict(subject))
+    for place, file in enumerate(proof.files):
+        checks, notes = contents(file)
+        proof.add_notes(notes)
+        checks = [*checks, *check_graph(proof, file, functools.partial(compare, file))]
+        prefix = f'{file.name}: ' if file.name else ''
+        proof.results.checks += [dataclasses.replace(one, name=f'{prefix}{one.name}') for one in checks]
+        if isinstance(file, ExportedFile):  # large weights make room for the engines' own
+            proof.files[place] = dataclasses.replace(file, model=skeleton(file.model))
+    family, model = detector.family, detector.model
+    methods = untraced_methods(family, model, detector.cfg, getattr(family.facts(model), 'traced', ()))
+    add_code(proof.verdict, detector.model_classes, detector.code_warnings, methods)
+    proof.results.checks += [*weights_checks(detector), *asked_checks(files[-1].options, claims.asked)]
+    proof.add_notes(
+        f'{package} {versions()[package]} was imported from {folder}, not from the installed distribution'
+        for package, folder in other_copies().items()
+    )
+    proof.add_notes(detector.replaced_kernels)
+    if ignored := ', '.join(detector.ignored_keys):
+        proof.add_notes([f'weights of the checkpoint that --ignore-keys skipped: {ignored}'])
+    proof.results.preprocessing = prepared()
+    return proof
 
 
 def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
@@ -209,8 +234,8 @@ def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
     return {'data_sha256': hashes} if hashes else {}
 
 
-def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> None:
-    """Compare a file's graph with `compare`, and its hashes with the model's."""
+def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> list[Check]:
+    """Compare a file's graph with `compare`; return checks of its hashes."""
     nodes, claims = count_nodes(file.model), proof.claims
     planned = plan_of(file.model, file.edits) is not None
     settings = dict(edited=claims.edited, written=claims.written, planned=planned)
@@ -219,21 +244,32 @@ def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> 
     proof.results.graphs.append(graph)
     if planned and QUANTISE in file.edits and not graph.left_out and not has_ranges(file.model):
         proof.add_notes([f'{file.path}: {NO_RANGES}'])
-    state = digest.state(file.path)
+    state, checks = digest.state(file.path), []
     if state in (digest.WHOLE, digest.DAMAGED) and not claims.edited:
         detail = '' if state == digest.WHOLE else digest.DAMAGE
-        add_checks(proof, file, [Check('whole, by its digest', state == digest.WHOLE, detail)])
+        checks.append(Check('whole, by its digest', state == digest.WHOLE, detail))
     elif state != digest.UNKNOWN and state != digest.WHOLE:
         proof.add_notes([f'{file.path}: {digest.DAMAGE if state == digest.DAMAGED else digest.REWRITE}'])
     hashes, notes = hash_checks(proof.detector, file.hashes, graph.equal)
-    add_checks(proof, file, hashes)
     proof.add_notes(notes)
     proof.changed_files += changed_files(file.model_classes, proof.detector.model_classes)
+    return [*checks, *hashes]
 
 
-def add_checks(proof: Proof, file: Any, checks: Iterable[Check]) -> None:
-    prefix = f'{file.name}: ' if file.name else ''
-    proof.results.checks += [dataclasses.replace(check, name=f'{prefix}{check.name}') for check in checks]
+def contents_of(
+    detector: Detector, claims: Claims, file: ExportedFile, rule: Any, contract: GraphSpec | None
+) -> tuple[list[Check], list[str]]:
+    """Check a file, and its metadata against contract, config and options; return checks and notes."""
+    if INTERFACE_EDITS & {*file.edits}:
+        contract = file.metadata.spec
+    if is_sparse(file.model):
+        from mmdeploy_ext.proving.sparse_file import check_dialect
+
+        checks, notes = check_dialect(file.path, file.model)
+        notes.append(ROUNDED)
+    else:
+        checks, notes = check_structure(file.model, file.metadata, claims.edited), []
+    return [*checks, *provenance(detector, file.metadata, rule, contract)], notes
 
 
 def compare_samples(proof: Proof, subject: Subject) -> Clock:
@@ -256,38 +292,6 @@ def compare_samples(proof: Proof, subject: Subject) -> Clock:
     return clock
 
 
-def check_contents(proof: Proof, file: ExportedFile, rule: Any, contract: GraphSpec | None) -> None:
-    """Check a file, and its metadata against contract, config and options."""
-    if INTERFACE_EDITS & {*file.edits}:
-        contract = file.metadata.spec
-    if is_sparse(file.model):
-        from mmdeploy_ext.proving.sparse_file import check_dialect
-
-        checks, warnings = check_dialect(file.path, file.model)
-        proof.add_notes([*warnings, ROUNDED])
-    else:
-        checks = check_structure(file.model, file.metadata, proof.claims.edited)
-    add_checks(proof, file, [*checks, *provenance(proof.detector, file.metadata, rule, contract)])
-
-
-def check_model(proof: Proof) -> None:
-    detector, verdict = proof.detector, proof.verdict
-    family, model = detector.family, detector.model
-    traced = getattr(family.facts(model), 'traced', ())
-    methods = untraced_methods(family, model, detector.cfg, traced)
-    add_code(verdict, detector.model_classes, detector.code_warnings, methods)
-    proof.results.checks += weights_checks(detector)
-    proof.results.checks += asked_checks(proof.files[-1].options, proof.claims.asked)
-    verdict.notes += [
-        f'{package} {versions()[package]} was imported from {folder}, not from the installed distribution'
-        for package, folder in other_copies().items()
-    ]
-    verdict.notes += detector.replaced_kernels
-    if detector.ignored_keys:
-        ignored = ', '.join(detector.ignored_keys)
-        verdict.notes.append(f'weights of the checkpoint that --ignore-keys skipped: {ignored}')
-
-
 def judge_results(proof: Proof) -> None:
     """Judge all results: the end to end rest; below float32 a rate decides."""
     results, verdict = proof.results, proof.verdict
@@ -306,15 +310,36 @@ def judge_results(proof: Proof) -> None:
     proof.add_notes(f'{row.image}: at a tie: {line}' for row in rows for line in getattr(row, 'excused', ()))
 
 
-def notes_on_export(detector: Detector, metadata: Metadata) -> list[str]:
-    """Return notes on an export and its model; `metadata`: of the last file."""
-    subject = 'the files were' if detector.family.files else 'the file was'
-    overrides = override_notes(detector, metadata, subject)
-    return [*overrides, *class_name_notes(detector), *disagreements(detector.cfg)]
-
-
 def not_loaded(proof: Proof, error: Exception) -> Verdict:
     proof.verdict.add_failures([one_line(error)[:MAX_MESSAGE_LENGTH]])
+    return finish(proof)
+
+
+def conclude(
+    proof: Proof,
+    subject: Any,
+    limits: Mapping[str, Any],
+    option: str,
+    clock: Clock | None = None,
+    unit: str = '',
+) -> Verdict:
+    """Note what the export and the samples leave open, and return the verdict; `option` chooses samples.
+
+    The subject has `unread`, `watch` and `pairs`; `clock` times a `unit` of it.
+    """
+    verdict, results, detector = proof.verdict, proof.results, proof.detector
+    written = 'the files were' if detector.family.files else 'the file was'
+    verdict.notes += override_notes(detector, proof.files[-1].metadata, written)
+    verdict.notes += [*class_name_notes(detector), *disagreements(detector.cfg)]
+    verdict.notes += getattr(getattr(subject, 'reference', None), 'notes', ())
+    results.reasons += subject.unread.reasons
+    verdict.unreached += unreached(limits, results.cases, option)
+    verdict.unreached += subject.watch.lines(subject.settings, option)
+    verdict.pairs = [*subject.pairs]
+    if clock is not None and proof.claims.timed:
+        titles = f'PyTorch ({unit})', f'{verdict.subject["engine"]} ({unit})'
+        medians = clock.medians('reference', 'free' if 'free' in clock.seconds else 'file').values()
+        verdict.timing_ms = dict(zip(titles, medians, strict=False))
     return finish(proof)
 
 

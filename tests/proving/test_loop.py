@@ -1,24 +1,50 @@
-"""The contract of the loop of all proofs, on a subject of twenty lines without PyTorch."""
+"""The contract of the loop of all proofs: of a subject of twenty lines, and of every adapter."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
+import toy_atss
+import toy_centerpoint
+import toy_scn_family
+from marking import in_suite
+from mmdeploy_ext.base.dump import save_dump
 from mmdeploy_ext.base.errors import ShapeError
+from mmdeploy_ext.bench.kinds import kind_of
+from mmdeploy_ext.bench.kit.judge import Kit
+from mmdeploy_ext.bench.kit.runners import run_onnxruntime
+from mmdeploy_ext.families import backbone_files
+from mmdeploy_ext.families.base import exported_options
+from mmdeploy_ext.families.synthetic.drive import SyntheticDrive
+from mmdeploy_ext.proving import frames, sparse_file
+from mmdeploy_ext.proving.against_dump import ImageDump
+from mmdeploy_ext.proving.backbone import Backbone
+from mmdeploy_ext.proving.drive_run import DriveLength, Drives
+from mmdeploy_ext.proving.inputs.inputs import plain_inputs
+from mmdeploy_ext.proving.inputs.voxel_sets import proof_sets
 from mmdeploy_ext.proving.loop import compare
+from mmdeploy_ext.proving.modules.proof import ModuleProof
+from mmdeploy_ext.proving.pictures import Pictures, open_backend
+from mmdeploy_ext.proving.proof import open_file
+from mmdeploy_ext.proving.references import InputReference
 from mmdeploy_ext.proving.subject import Sample, Step, Subject
+from mmdeploy_ext.runtime.preprocess.pictures import read_image
+from mmdeploy_ext.spec.matching import total_reasons
+from toy_stepper import MEMORY, SPEC, ToyStepper
 
 
 class Sums(Subject):
-    """y = x + memory, on both sides; `faults` change it: side -> function of y and the number of calls.
+    """y = x + memory, on both sides.
 
     Attributes:
         states: side -> the memories that it started from.
     """
 
-    def __init__(self, modes=(('',),), **faults):
-        self.modes, self.faults, self.states = modes, faults, dict(want=[], got=[])
+    def __init__(self, modes=(('',),)):
+        self.modes, self.states = modes, dict(want=[], got=[])
         self.given = [np.float32([i, 2 * i + 1]) for i in range(3)]
 
     def sample(self, entry, index, mode):
@@ -27,7 +53,6 @@ class Sums(Subject):
     def run(self, side, sample, state):
         self.states[side].append(state)
         y = sample.data + (0 if state is None else state)
-        y = self.faults.get(side, lambda y, calls: y)(y, len(self.states[side]))
         return Step({'y': y}, state=y, probe={'y': y})
 
     def want(self, sample, state):
@@ -37,12 +62,193 @@ class Sums(Subject):
         return self.run('got', sample, state)
 
 
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(x)
+
+
+def module(folder):
+    torch.manual_seed(0)
+    net, samples = Net().eval(), [torch.rand(2, 4) + place for place in range(3)]
+    torch.onnx.export(net, (samples[0],), str(folder / 'm.onnx'), input_names=['x'], dynamo=False)
+    return ModuleProof(net, folder / 'm.onnx', samples)
+
+
+def drive(folder):
+    candidates = {mode: ToyStepper() for mode in ('teacher', 'free')}
+    frames = list(SyntheticDrive(frames=12, size=(8, 24), cameras=2))
+    return Drives(ToyStepper(), candidates, SPEC, memory=MEMORY, length=DriveLength(12), frames=frames)
+
+
+def pictures(folder):
+    detector, file = toy_atss.load_toy(), open_file(toy_atss.toy_file('raw'))
+    plain = plain_inputs(detector, exported_options(detector.family, file.options))[0]
+    given = [InputReference(detector, dataclasses.replace(plain, name=name)) for name in ('a', 'b', 'c')]
+    return Pictures(detector, open_backend({}, file).__enter__(), None, given)
+
+
+def dump(folder):
+    of_pictures = pictures(folder)
+    subject = ImageDump(of_pictures.backend, of_pictures.detector)
+    subject.given = [folder / name for name in ('a', 'b', 'c')]
+    for index, path in enumerate(subject.given):
+        feeds = of_pictures.sample(of_pictures.given[index], index, '').data.feeds
+        inputs = {name: feeds[name] for name in subject.spec.input_names if name in feeds}
+        save_dump(path, {**feeds, **subject.backend.infer(inputs)}, {})
+    return subject
+
+
+def sweeps(folder):
+    detector, files, *_ = toy_centerpoint.exported()
+    read, options = frames.read_files(detector, toy_centerpoint.paths_of(files))
+    sides = frames.open_sides(detector, read, options, toy_centerpoint.ENGINE, contextlib.ExitStack())
+    return frames.Sweeps(sides, sides.reference, toy_centerpoint.sweeps(3))
+
+
+def backbone(folder):
+    detector = backbone_files.load(*toy_scn_family.write_model(folder, 'second'))
+    path = str(folder / 'lidar.onnx')
+    backbone_files.export_file(detector, detector.family.choose(order='xyz', target='portable'), path)
+    sets = proof_sets(detector.settings.spatial_shape, detector.settings.in_channels)
+    return Backbone(sparse_file.read_sparse_file(detector, path, None), sets[-3:], 1)
+
+
+def kit(folder):
+    detector, generated = toy_atss.load_toy(), [dict(name='generated', licence='Apache-2.0')]
+    samples = [('toy.jpg', read_image(toy_atss.PICTURE)[::2, ::2])]
+    kind_of(detector.family).kit(detector, toy_atss.toy_file('raw'), samples, folder / 'kit', generated)
+    run_onnxruntime.main(str(folder / 'outputs'), kit=folder / 'kit')
+    subject = Kit(folder / 'kit', folder / 'outputs', None)
+    subject.given = [(name, name) for name in subject.cases][:1] * 3
+    return subject
+
+
+ADAPTERS = dict(
+    sums=lambda folder: Sums(),
+    module=module,
+    drive=drive,
+    pictures=pictures,
+    sweeps=sweeps,
+    backbone=backbone,
+    kit=kit,
+    dump=dump,
+)
+"""Name -> function from an empty folder to a subject of three samples (a drive: of twelve)."""
+STORED = 'kit', 'dump'
+
+
+@pytest.fixture(params=in_suite(ADAPTERS, 'sums', 'module', 'drive', 'backbone'))
+def adapter(request, tmp_path):
+    return request.param, ADAPTERS[request.param](tmp_path)
+
+
 def failures(subject):
     cases, reasons, _ = compare(subject)
-    return [line for case in cases for line in case.failures] + reasons
+    lines = [line for case in cases for line in case.failures] + reasons
+    rows = subject.finish().values() if isinstance(subject, Drives) else ()
+    return lines + [reason for row in rows for reason in row.reasons]
 
 
-def test_equal_sides_pass_in_every_mode():
+def altered(subject, side, change, calls):
+    """Change what a side returns at some of its calls, from 1; return the list of its samples."""
+    run, ran = getattr(subject, side), []
+
+    def changed(sample, state):
+        ran.append(sample)
+        step = run(sample, state)
+        return change(step) if len(ran) in calls else step
+
+    setattr(subject, side, changed)
+    return ran
+
+
+def with_a_wrong_value(step):
+    arrays = step.tensors or step.probe
+    name = next(name for name, array in arrays.items() if array.dtype.kind == 'f')
+    array = arrays[name].copy()
+    array.reshape(-1)[0] += 0.5 * np.abs(array).max() + 1
+    probe = {**step.probe, name: array} if name in step.probe else step.probe
+    return dataclasses.replace(step, tensors={**step.tensors, name: array}, probe=probe)
+
+
+def refused(step):
+    raise ShapeError('too wide')
+
+
+def test_equal_sides_pass_and_each_sample_runs_once_and_one_again(adapter):
+    name, subject = adapter
+    ran = altered(subject, 'got', lambda step: step, ())
+    assert not failures(subject)
+    names = [sample.name for sample in ran]
+    assert len(names) == {'drive': 25}.get(name, 3 if name in STORED else 4)
+
+
+def test_one_changed_value_fails_its_case_and_is_named(adapter):
+    _, subject = adapter
+    altered(subject, 'got', with_a_wrong_value, (3,))
+    lines = failures(subject)
+    output = next(iter(subject.spec.output_names if subject.spec else subject.got(*first(subject)).tensors))
+    assert lines and output in lines[0]
+
+
+def first(subject):
+    mode = subject.modes[0][0]
+    entry = next(iter(subject.entries(mode)))
+    return dataclasses.replace(subject.sample(entry, 0, mode), mode=mode), None
+
+
+def test_a_side_that_raises_fails_its_case_alone(adapter):
+    name, subject = adapter
+    altered(subject, 'got', refused, (2,))
+    cases, reasons, _ = compare(subject)
+    if name == 'drive':
+        assert 'too wide' in subject.finish()['free'].reasons[0]
+        assert subject.finish()['teacher'].frames == 12
+    else:
+        assert [case.passed for case in cases] == [True, False, True] and not reasons
+        assert any('too wide' in line for line in cases[1].failures)
+
+
+@pytest.mark.parametrize('side', ['want', 'got'])
+def test_hidden_state_of_either_side_shows_when_a_sample_runs_again(adapter, side):
+    name, subject = adapter
+    last = dict(drive=dict(want=13, got=25), module=dict(want=7, got=4))
+    count = last.get(name, dict(want=4, got=4))[side]
+    altered(subject, side, with_a_wrong_value, (count,))
+    lines = failures(subject)
+    assert not lines if name in STORED else 'runs again' in lines[0]
+
+
+def test_nothing_compared_never_passes(adapter):
+    name, subject = adapter
+    subject.given, subject.entries = [], lambda mode: []
+    cases, _, _ = compare(subject)
+    if name == 'drive':
+        assert not any(row.passed for row in subject.finish().values())
+    else:
+        assert total_reasons(cases, subject.bars)
+
+
+def test_what_is_computed_from_the_files_tensors_never_changes_the_next_step(adapter):
+    _, subject = adapter
+    sample, state = first(subject)
+    want, got = subject.want(sample, state), subject.got(sample, state)
+    expected = {**want.tensors, **want.probe}
+    started = subject.on(sample, got)
+    if started is not None:
+        started.again(), started.between(), started.ranked()
+        if started.results is not None:
+            started.results()
+    again = subject.want(first(subject)[0], state)
+    again = {**again.tensors, **again.probe}
+    assert all(np.array_equal(expected[name], again[name], equal_nan=True) for name in expected)
+
+
+def test_every_mode_is_a_pass_over_the_samples():
     cases, reasons, clock = compare(Sums((('forced',), ('free',))))
     assert [case.name for case in cases] == [
         f'frame {i} {mode}' for mode in ('forced', 'free') for i in range(3)
@@ -50,47 +256,23 @@ def test_equal_sides_pass_in_every_mode():
     assert all(case.passed for case in cases) and not reasons and len(clock.seconds['free']) == 3
 
 
-@pytest.mark.parametrize('call', [1, 2, 3])
-def test_one_changed_value_fails_its_case_and_is_named(call):
-
-    def fault(y, calls):
-        return y + (np.float32([0, 0.01]) if calls == call else 0)
-
-    (line,) = failures(Sums(got=fault))
-    assert line.startswith(f'frame {call - 1} : y: ') and '1 of 2' in line
-
-
 def test_a_forced_file_gets_the_memory_of_pytorch_and_a_free_one_its_own():
-    subject = Sums((('forced',), ('free',)), got=lambda y, calls: y + np.float32(1e-3))
+    subject = Sums((('forced',), ('free',)))
+
+    def drifting(step):
+        y = step.state + np.float32(1e-3)
+        return dataclasses.replace(step, tensors={'y': y}, state=y)
+
+    altered(subject, 'got', drifting, range(1, 9))
     errors = [row.max_abs for case in compare(subject)[0] for row in case.tensors]
     forced, free = subject.states['got'][:3], subject.states['got'][3:]
     assert np.array_equal(forced[1], [0, 1]) and np.allclose(free[1], [1e-3, 1.001])
     assert np.allclose(errors, [1e-3, 1e-3, 1e-3, 1e-3, 2e-3, 3e-3], rtol=0.01)  # drift adds up
 
 
-@pytest.mark.parametrize('side', ['got', 'want'])
-def test_hidden_state_of_either_side_shows_when_a_sample_runs_again(side):
-
-    def hidden(y, calls):
-        return y + (np.float32(0.5) if calls > 3 else 0)
-
-    (line, *_) = failures(Sums(**{side: hidden}))
-    assert 'runs again' in line
-
-
-def test_a_side_that_raises_fails_its_case_alone():
-    def fault(y, calls):
-        if calls == 2:
-            raise ShapeError('too wide')
-        return y
-
-    (line,) = failures(Sums(got=fault))
-    assert 'too wide' in line and line.startswith('frame 1')
-
-
 def test_a_missing_tensor_fails():
     subject = Sums()
-    subject.got = lambda sample, state: dataclasses.replace(Sums.got(subject, sample, state), tensors={})
+    altered(subject, 'got', lambda step: dataclasses.replace(step, tensors={}), (1, 2, 3))
     assert len(failures(subject)) == 3
 
 
