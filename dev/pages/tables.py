@@ -1,13 +1,21 @@
-"""Markdown tables of the pages."""
+"""Markdown tables of pages; `python -m dev.pages.tables` writes the parameters in docs/reference/api.md."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mmdeploy_ext.api import ExportRequest, ProofRequest
+from mmdeploy_ext.proving.subject import ModuleRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
+
+API = Path(__file__).resolve().parents[2] / 'docs/reference/api.md'
+REQUESTS = dict(export=ExportRequest, prove=ProofRequest, prove_module=ModuleRequest)
+"""Function of the API -> its parameters."""
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> str:
@@ -32,3 +40,20 @@ def write_between(page: Path, mark: str, content: str) -> None:
             raise SystemExit(f'{page}: has no lines {start.strip()} and {end}: add them')
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(f'{before}{start}{content}{end}{after}', encoding='utf-8')
+
+
+def parameters(request: type) -> str:
+    """Return the table of a function's parameters, which are also options of its command."""
+    rows = []
+    for field in filter(lambda field: field.metadata, dataclasses.fields(request)):
+        words = field.metadata['names'].split()
+        spelled = ', '.join(f'`{word}`' for word in words if word.startswith('--'))
+        default = '' if field.default is dataclasses.MISSING else f'`{field.default!r}`'
+        text = field.metadata['text'].replace('%(default)s', str(field.default))
+        rows.append((f'`{field.name}`', default, spelled, re.sub(r'([*<])', r'\\\1', text)))
+    return table(('parameter', 'default', 'option', 'meaning'), rows)
+
+
+if __name__ == '__main__':
+    for name, request in REQUESTS.items():
+        write_between(API, name, f'\n{parameters(request)}\n')

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.pages import skill
+from dev.pages import skill, tables
 from mmdeploy_ext.base.commands import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -134,6 +134,12 @@ def test_llms_txt_has_every_page_of_the_site(site_map):
 
 def test_the_page_for_assistants_has_the_commands_and_headings_of_the_other_pages():
     assert text('docs/SKILL.md') == skill.skill_text()
+
+
+def test_the_api_page_has_the_parameters_of_every_function():
+    page = text('docs/reference/api.md')
+    for name, request in tables.REQUESTS.items():
+        assert f'<!-- {name} -->\n\n{tables.parameters(request)}\n<!-- /{name} -->' in page, name
 
 
 @pytest.mark.parametrize('page', PAGES)
