@@ -242,9 +242,9 @@ NO_BF16_FILE = (
 FORM = Option(
     'form',
     'full',
-    'full: detections; decode: boxes, scores, centerness; raw: head outputs; proposals, regions: the two '
-    'graphs of a two-stage detector (default: full)',
-    ('full', 'decode', 'raw', 'proposals', 'regions'),
+    'full: detections; decode: boxes, scores, centerness; raw: head outputs; post: from raw to detections; '
+    'proposals, regions: the two graphs of a two-stage detector (default: full)',
+    ('full', 'decode', 'raw', 'post', 'proposals', 'regions'),
     flag='--postprocess',
     key='postprocess',
     stated=True,

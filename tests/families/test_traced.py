@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from mmcv import Config
@@ -22,8 +23,10 @@ from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting.export import save
 from mmdeploy_ext.exporting.traced.functions import ranked
 from mmdeploy_ext.exporting.traced.mode import Ranking
+from mmdeploy_ext.exporting.traced.whole import layouts_of
 from mmdeploy_ext.families.detector import prepare_fixed
-from mmdeploy_ext.families.traced.family import TracedFamily
+from mmdeploy_ext.families.detector_files import export_files
+from mmdeploy_ext.families.traced.family import TracedFamily, check_form
 from mmdeploy_ext.families.traced.reference import TracedReference
 from mmdeploy_ext.families.traced.runtime import CornerFacts, YolactFacts
 from mmdeploy_ext.runtime.detections import candidates_needed
@@ -224,16 +227,90 @@ FAULTS = (
 
 
 @pytest.fixture(scope='module')
-def whole_toy(tmp_path_factory):
+def exported_toy(tmp_path_factory):
     path = tmp_path_factory.mktemp('whole') / 'm.onnx'
-    mmdeploy_ext.export(CONFIG, CHECKPOINT, path, whole='traced', height=128, width=160)
-    return path
+    return mmdeploy_ext.export(CONFIG, CHECKPOINT, path, whole='traced', height=128, width=160)
+
+
+@pytest.fixture(scope='module')
+def whole_toy(exported_toy):
+    return exported_toy.files[0]
+
+
+@pytest.fixture(scope='module')
+def forms(exported_toy, tmp_path_factory):
+    """Form -> file of the toy, of one trace."""
+    detector, folder = exported_toy.detector, tmp_path_factory.mktemp('forms')
+    images, files = [prepare_fixed(detector.rule, read_image(PICTURE), 128, 160)], dict(full=exported_toy)
+    for form in ('raw', 'post', 'decode'):
+        options = exported_toy.options.replace(form=form)
+        paths, _ = export_files(detector, options, str(folder / f'{form}.onnx'), images)
+        files[form] = dataclasses.replace(exported_toy, files=paths, options=options)
+    return files
+
+
+def outputs_of(exported, feeds):
+    session = onnxruntime.InferenceSession(exported.files[0])
+    names = [value.name for value in session.get_outputs()]
+    taken = [value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())]
+    found = session.run(names, {name: feeds[name] for name in taken if name in feeds})
+    return dict(zip(names, found, strict=True))
+
+
+def feeds_of(detector):
+    image = prepare_fixed(detector.rule, read_image(PICTURE), 128, 160)
+    return detector.family.feeds([image], rescale=True)
+
+
+def test_two_halves_of_a_trace_give_what_the_whole_gives(forms):
+    feeds = feeds_of(forms['full'].detector)
+    whole = outputs_of(forms['full'], feeds)
+    halves = outputs_of(forms['post'], feeds | outputs_of(forms['raw'], feeds))
+    assert len(whole['labels'][0]) > 10 and halves.keys() == whole.keys()
+    for name, array in whole.items():
+        np.testing.assert_allclose(halves[name], array, rtol=1e-5)
+
+
+def test_suppressed_candidates_are_the_results(forms):
+    feeds = feeds_of(forms['full'].detector)
+    whole = outputs_of(forms['full'], feeds)
+    found = outputs_of(forms['decode'], feeds)
+    boxes, scores, labels = (torch.from_numpy(found[f'candidate_{name}'][0]) for name in CANDIDATES)
+    dets, kept = batched_nms(boxes, scores, labels, forms['full'].detector.model.test_cfg.nms)
+    np.testing.assert_allclose(dets[:100].numpy(), whole['dets'][0], rtol=1e-5)
+    np.testing.assert_array_equal(labels[kept][:100].numpy(), whole['labels'][0])
+
+
+CANDIDATES = 'boxes', 'scores', 'labels'
+PLANTED = [
+    ('raw', 'bbox_head_3'), ('post', 'dets'), ('decode', 'candidate_scores'), ('decode', 'candidate_boxes'),
+]  # fmt: skip
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize('name', FAULTS)
-def test_a_fault_in_the_graph_is_found_at_the_first_border_behind_it(name, whole_toy, tmp_path):
-    model = onnx.load(whole_toy)
+@pytest.mark.parametrize('form', ['raw', 'post', 'decode'])
+def test_each_half_is_proven(form, forms):
+    verdict = forms[form].prove()
+    assert verdict.proven, verdict.failures
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(('form', 'name'), PLANTED)
+def test_a_fault_of_one_half_is_found(form, name, forms, tmp_path):
+    path = with_factor(forms[form].files[0], name, tmp_path)
+    verdict = mmdeploy_ext.prove(CONFIG, CHECKPOINT, path, samples=[PICTURE], edited=True)
+    assert not verdict.proven
+
+
+def test_a_test_path_without_an_nms_has_no_candidates(forms):
+    layout = dataclasses.replace(layouts_of(forms['full'].detector.model)[True], candidates=())
+    with pytest.raises(UsageError, match=r'^--postprocess decode: '):
+        check_form(layout, forms['decode'].options)
+
+
+def with_factor(file, name, folder):
+    """Return the path of a copy of a file, with one tensor times 1.02."""
+    model = onnx.load(file)
     (node,) = (node for node in model.graph.node if name in node.output)
     node.output[list(node.output).index(name)] = f'{name}_right'
     factor = onnx.numpy_helper.from_array(np.float32(1.02), f'{name}_factor')
@@ -242,8 +319,15 @@ def test_a_fault_in_the_graph_is_found_at_the_first_border_behind_it(name, whole
     model.graph.node.insert(
         place, onnx.helper.make_node('Mul', [f'{name}_right', factor.name], [name], name=f'{name}_fault')
     )
-    path = tmp_path / 'faulty.onnx'
+    path = folder / 'faulty.onnx'
     onnx.save(model, path)
+    return path
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize('name', FAULTS)
+def test_a_fault_in_the_graph_is_found_at_the_first_border_behind_it(name, whole_toy, tmp_path):
+    path = with_factor(whole_toy, name, tmp_path)
     verdict = mmdeploy_ext.prove(CONFIG, CHECKPOINT, path, samples=[PICTURE], edited=True)
     failed = [finding.figures for finding in verdict.findings if finding.passed is False]
     assert {figures['tensor'] for figures in failed if 'tensor' in figures} == {name} and not verdict.proven

@@ -159,8 +159,7 @@ def batched_nms(function: Any) -> Any:
         # mmcv never suppresses a box with x2 < x1; ONNX would turn it over
         shifted = torch.cat([shifted[:, :2], torch.maximum(shifted[:, :2], shifted[:, 2:])], 1)
         if mode:
-            mode.border('nms_boxes', boxes)
-            mode.border('nms_scores', scores)
+            mode.suppress(boxes, scores, labelled(idxs, scores))
         if kind in ('soft_nms', 'SoftNMSop'):
             return _soft(boxes, shifted, scores, threshold, cfg, most)
         if kind != 'nms' or cfg:
@@ -175,6 +174,10 @@ def batched_nms(function: Any) -> Any:
         return (dets[:most], keep[:most]) if most > 0 else (dets, keep)
 
     return nms
+
+
+def labelled(idxs: Any, scores: Any) -> Any:
+    return torch.zeros_like(scores, dtype=torch.int64) if idxs is None else idxs
 
 
 def _capped(
@@ -232,6 +235,7 @@ def ranked_nms(mode: Ranking) -> Any:
     def make(function: Any) -> Any:
         def nms(boxes: Any, scores: Any, idxs: Any, nms_cfg: Any, *args: Any, **kwargs: Any) -> Any:
             boxes, scores = mode.border('nms_boxes', boxes), mode.border('nms_scores', scores)
+            mode.suppressed[list(mode.found)[-2]] = boxes, scores, labelled(idxs, scores)
             for key in ('iou_threshold', 'iou_thr'):
                 if mode.overlap and nms_cfg and key in nms_cfg:
                     nms_cfg = dict(nms_cfg, **{key: nms_cfg[key] + mode.overlap})

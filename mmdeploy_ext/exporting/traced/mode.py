@@ -169,12 +169,28 @@ class BorderNames:
         return f'{title}_{self.counts[title]}'
 
 
+@dataclasses.dataclass
+class Suppressed:
+    """Boxes (n, 4), scores (n,) and labels (n,) of an NMS, before it suppresses any.
+
+    Attributes:
+        names: of the boxes and scores among the inner tensors.
+        conditions, borders: of the code in front of it, see `Tracing`.
+    """
+
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    names: tuple[str, str]
+    conditions: tuple[torch.Tensor, ...] = ()
+    borders: tuple[str, ...] = ()
+
+
 class Tracing(TorchFunctionMode):
     """Keeps Python's decisions in the graph, or records them.
 
     Attributes:
         escapes: what left the tensors, in order.
         borders: name -> float tensor where rounding decides: inputs of rankings, thresholds and suppressions.
+        suppressed: the last NMS.
         caps: limits of boxes in a graph of constant shapes: sizes are numbers of Python, a selection keeps
             all rows, and those that it would drop have a score below 0.
         regions: with `caps`, which regions are proposals (R,) bool; None before the first regions.
@@ -199,6 +215,7 @@ class Tracing(TorchFunctionMode):
         self.conditions: list[torch.Tensor] = []
         self.borders: dict[str, torch.Tensor] = {}
         self.names = BorderNames(counts)
+        self.suppressed: Suppressed | None = None
         self._depends: dict[int, bool] = {}
         self._views: dict[int, tuple[torch.Tensor, torch.Tensor, Any]] = {}
         self._counts: dict[int, torch.Tensor] = {}
@@ -438,18 +455,24 @@ class Tracing(TorchFunctionMode):
         if kind == 'value' and holds is not None:
             self.conditions.append(holds.reshape(()).to(torch.bool))
 
-    def valid(self) -> torch.Tensor:
+    def valid(self, conditions: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
         """Return whether everything that the graph holds of the example is true of its inputs: () bool."""
-        if not self.conditions:
-            return torch.ones((), dtype=torch.bool)
-        return torch.stack(self.conditions).all()
+        conditions = self.conditions if conditions is None else conditions
+        return torch.stack([*conditions]).all() if conditions else torch.ones((), dtype=torch.bool)
 
-    def border(self, kind: str, tensor: torch.Tensor) -> None:
+    def suppress(self, boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> None:
+        """Keep the inputs of an NMS."""
+        conditions, borders = tuple(self.conditions), tuple(self.borders)
+        names = self.border('nms_boxes', boxes), self.border('nms_scores', scores)
+        self.suppressed = Suppressed((boxes, scores, labels), names, conditions, borders)
+
+    def border(self, kind: str, tensor: torch.Tensor) -> str:
         name = self.names.name(kind) if tensor.is_floating_point() and tensor.dim() else ''
         values = [torch._C._get_value_trace(one).unique() for one in self.borders.values()]
         is_new = torch._C._get_value_trace(tensor).unique() not in values
         if name and is_new and self.depends(tensor):
             self.borders[name] = tensor
+        return name
 
     def _to_python(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
         tensor = args[0]
@@ -695,6 +718,7 @@ class Ranking(TorchFunctionMode):
         overlap: added to the IoU thresholds of NMS.
         slack: added to other thresholds.
         found: name -> the code's own tensor.
+        suppressed: name of its boxes -> boxes (n, 4), scores (n,) and labels (n,) of an NMS.
         entered: of each NMS, whether it is in front of regions, its boxes, and a function from a limit of
             boxes to the number that it keeps of the best ones.
     """
@@ -703,6 +727,7 @@ class Ranking(TorchFunctionMode):
         super().__init__()
         self.given, self.overlap, self.slack = given, overlap, slack
         self.found: dict[str, torch.Tensor] = {}
+        self.suppressed: dict[str, tuple[torch.Tensor, ...]] = {}
         self.entered: list[tuple[bool, int, Callable[[int], int]]] = []
         self.names = BorderNames()
 

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -31,7 +31,9 @@ from mmdeploy_ext.upstream.operators.operator import FRAME, hw
 
 INPUTS = ('input', 'img_shape', 'scale_factor', 'ori_shape', 'border')
 LAYOUTS = 'mm2onnx_layouts'
-"""Attribute of a model with its `Layouts`."""
+"""Attribute of a model, a dict with its `Layouts`: other types of attributes are listed as its classes."""
+CANDIDATES = 'candidate_boxes', 'candidate_scores', 'candidate_labels'
+"""Outputs of the form `decode`: inputs of the last NMS."""
 SIZE, NETWORK_VALID = OF_BATCH = 'network_size', 'network_valid'
 """Tensors behind the network: H, W (2,) int64; whether what its graph holds of the example is true (1,)."""
 
@@ -156,7 +158,7 @@ class Whole(nn.Module):
     """`simple_test` of a detector on one picture, or the part behind its network, and `valid`.
 
     With a number of `rows` the results are padded to it; with `caps` all shapes are constant, and boxes of
-    NMS are counted.
+    NMS are counted. In the form `decode` the results are `CANDIDATES`.
     """
 
     def __init__(
@@ -168,10 +170,11 @@ class Whole(nn.Module):
         cut: Cut | None = None,
         rows: int = 0,
         caps: Caps | None = None,
+        form: str = 'full',
     ) -> None:
         super().__init__()
         self.model, self.names, self.inputs, self.borders = model, names, inputs, borders
-        self.cut, self.rows, self.caps = cut, rows, caps
+        self.cut, self.rows, self.caps, self.form = cut, rows, caps, form
         self.calls: NetworkCalls | None = None
         self.mode: Tracing | None = None
 
@@ -207,13 +210,8 @@ class Whole(nn.Module):
             metas = metas_of(given)
             with Tracing(tensors, self.cut.counts if self.cut else {}, self.caps) as self.mode:
                 result = self.model.simple_test(given['input'], metas, rescale=True)
-            rows = sorted_rows(named(result))
-            if self.caps:
-                rows = without_dropped(rows, self.rows)
-            elif self.rows:
-                self.mode.conditions += [tensor.shape[0] <= self.rows for tensor in rows.values()][:1]
-                rows = {name: padded(name, tensor, self.rows) for name, tensor in rows.items()}
-            valid = self.mode.valid()
+            rows, conditions = self._rows(named(result))
+            valid = self.mode.valid(conditions)
             if NETWORK_VALID in given:
                 valid = valid & given[NETWORK_VALID][0]
             rows |= {VALID: valid} | self.mode.entered
@@ -221,12 +219,31 @@ class Whole(nn.Module):
         results = tuple(self.found[name].clone() for name in self.names or self.found)
         return (*results, *(self.mode.borders[name] for name in self.borders))
 
+    def _rows(
+        self, result: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], Sequence[torch.Tensor]]:
+        """Return the results, and the conditions under which they are right."""
+        mode, rows = self.mode, sorted_rows(result)
+        if last := mode.suppressed:
+            self.last_values = set(map(value_of, (*last.tensors, *last.conditions)))
+        if self.form == 'decode':
+            return dict(zip(CANDIDATES, last.tensors, strict=True)), last.conditions
+        if self.caps:
+            rows = without_dropped(rows, self.rows)
+        elif self.rows:
+            mode.conditions += [tensor.shape[0] <= self.rows for tensor in rows.values()][:1]
+            rows = {name: padded(name, tensor, self.rows) for name, tensor in rows.items()}
+        return rows, mode.conditions
+
     def _eager(self, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         metas, network = eager_metas(given), self.cut.results(given) if self.cut else {}
         given_maps = substituted(self.model, network)
         with named_results(self.model), torch.no_grad(), ranked(self.model, {}) as mode, given_maps:
             result = self.model.simple_test(given['input'], metas, rescale=True)
-        rows = sorted_rows(named(result)) | {VALID: torch.ones((), dtype=torch.bool)}
+        rows = sorted_rows(named(result))
+        if self.form == 'decode' and mode.suppressed:
+            rows = dict(zip(CANDIDATES, list(mode.suppressed.values())[-1], strict=True))
+        rows |= {VALID: torch.ones((), dtype=torch.bool)}
         missing = torch.zeros(0)  # without a result some heads return no masks
         self.found = {name: tensor[None] for name, tensor in rows.items()}
         results = (self.found.get(name, missing[None]) for name in self.names or rows)
@@ -466,6 +483,8 @@ class Layout:
         borders: inner tensors where rounding decides.
         difference: first node in which the traces differ, and its line; '' if they are equal.
         cut: where the network ends; without calls it is no stage of its own.
+        candidates: inner tensors in front of the last NMS, then its boxes and scores; () without an NMS.
+        read: inputs that these depend on.
     """
 
     outputs: dict[str, tuple[str, int]]
@@ -474,10 +493,16 @@ class Layout:
     borders: tuple[str, ...]
     difference: str
     cut: Cut
+    candidates: tuple[str, ...] = ()
+    read: tuple[str, ...] = ()
 
     @property
     def suppresses(self) -> bool:
         return any(name.startswith('nms_scores') for name in self.borders)
+
+
+UNKNOWN = '', ''
+"""Candidates of a layout of one run: a head may suppress nothing without a result."""
 
 
 class Layouts(dict[bool, Layout]):
@@ -493,11 +518,15 @@ class Layouts(dict[bool, Layout]):
         return self
 
 
+def layouts_of(model: nn.Module) -> Layouts:
+    return vars(model).setdefault(LAYOUTS, {LAYOUTS: Layouts()})[LAYOUTS]
+
+
 def outline_of(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> Layout:
     """Run a test path once in PyTorch; heads without a result may return no masks."""
     whole = Whole(model).eval()
     whole(*example(model, sizes[0], 0, INPUTS))
-    return Layout(_types(whole.found), INPUTS, (), (), '', network_of(model, sizes[0]))
+    return Layout(_types(whole.found), INPUTS, (), (), '', network_of(model, sizes[0]), UNKNOWN)
 
 
 def layout_of(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> Layout:
@@ -508,7 +537,9 @@ def layout_of(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> Layout:
         trace(whole, example(model, size, seed, INPUTS))
         for seed, (whole, size) in enumerate(zip(wholes, sizes, strict=True))
     )
-    cut = wholes[0].calls.cut(first)
+    cut, candidates, read = wholes[0].calls.cut(first), (), ()
+    if (last := wholes[0].mode.suppressed) and wholes[1].mode.suppressed:
+        candidates, read = (*last.borders, *last.names), _used(first, INPUTS, wholes[0].last_values)
     borders = [name for name in wholes[0].mode.borders if name in wholes[1].mode.borders]
     return Layout(
         _types(wholes[0].found),
@@ -517,6 +548,8 @@ def layout_of(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> Layout:
         tuple(name for name in borders if name not in cut.borders),
         first_difference(first, second),
         cut,
+        tuple(name for name in candidates if name in (*borders, *last.names)) if candidates else (),
+        read,
     )
 
 
@@ -555,10 +588,14 @@ def _held(first: Sequence[Escape], second: Sequence[Escape]) -> Iterator[Escape]
             yield escape
 
 
-def _used(graph: torch._C.Graph, names: Sequence[str]) -> tuple[str, ...]:
-    reached = {value.unique() for value in graph.outputs()}
+def _used(graph: torch._C.Graph, names: Sequence[str], ends: Container[int] | None = None) -> tuple[str, ...]:
+    """Return the inputs that the outputs, or `ends`, depend on."""
+    reached = {value.unique() for value in graph.outputs()} if ends is None else set(ends)
+    is_before = ends is None
     for node in reversed(list(graph.nodes())):
-        if node.kind().endswith('_') or reached.intersection(value.unique() for value in node.outputs()):
+        is_read = bool(reached.intersection(value.unique() for value in node.outputs()))
+        is_before = is_before or is_read
+        if is_read or (is_before and node.kind().endswith('_')):
             reached.update(value.unique() for value in node.inputs())
     values = list(graph.inputs())[: len(names)]
     return tuple(name for name, value in zip(names, values, strict=True) if value.unique() in reached)

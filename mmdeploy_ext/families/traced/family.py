@@ -21,14 +21,17 @@ from mmdeploy_ext.exporting.substitution import configs_in
 from mmdeploy_ext.exporting.traced.functions import limits_of
 from mmdeploy_ext.exporting.traced.mode import Caps, Escape
 from mmdeploy_ext.exporting.traced.whole import (
+    CANDIDATES,
     INPUTS,
     LAYOUTS,
     OF_BATCH,
+    SIZE,
     Layout,
-    Layouts,
     Network,
     Whole,
+    example,
     layout_of,
+    layouts_of,
     outline_of,
 )
 from mmdeploy_ext.families.base import Claim
@@ -42,7 +45,7 @@ from mmdeploy_ext.families.traced.reference import TracedReference
 from mmdeploy_ext.families.traced.runtime import TracedFacts
 from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 from mmdeploy_ext.spec.options import COUNTERS, LARGEST_K, LIMITS, MAX_CANDIDATES, Options
-from mmdeploy_ext.spec.tensors import VALID, GraphSpec, Stage, TensorSpec
+from mmdeploy_ext.spec.tensors import VALID, Graph, GraphSpec, Stage, TensorSpec
 from mmdeploy_ext.upstream.models.building import has_head, head_of
 from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint
 
@@ -62,7 +65,7 @@ _MULTIPLES: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionar
 class TracedFamily(ImageFamily):
     name = 'traced'
     task = 'bbox2d'
-    forms = ('full',)
+    forms = ('full', 'decode', 'raw', 'post')
     reference = TracedReference
     untraced = ()
     reads_ori_shape = True
@@ -92,8 +95,8 @@ class TracedFamily(ImageFamily):
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         super().load_weights(model, checkpoint)
-        vars(model)[LAYOUTS] = Layouts()
-        vars(model)[LAYOUTS].is_loaded = True
+        vars(model).pop(LAYOUTS, None)
+        layouts_of(model).is_loaded = True
 
     def sorted_levels(self, cfg: Any, options: Options) -> dict[str, list[int]]:
         head = head_of_priors(cfg)
@@ -119,7 +122,7 @@ class TracedFamily(ImageFamily):
         `size` (H, W) is tried if the model does not run at a small one. ConfigError: the test path fails, or
         its results are of no known kind.
         """
-        found = vars(model).setdefault(LAYOUTS, Layouts())
+        found = layouts_of(model)
         traced = traced or found.is_loaded or True in found
         if traced not in found:
             step = max(detector_parts.multiple(model), 32)
@@ -150,7 +153,7 @@ class TracedFamily(ImageFamily):
         """Return the constant number of results in a graph of batches; 0 for a graph of one image."""
         if options.max_candidates:
             return capped(options.max_candidates, self.max_per_img(model))
-        if not options.dynamic and options.batch == 1:
+        if options.form == 'decode' or (not options.dynamic and options.batch == 1):
             return 0
         cut, rows = self.layout(model).cut, max(self.max_per_img(model), 0)
         if options.batch != 1 and not (cut.calls and rows):
@@ -179,28 +182,40 @@ class TracedFamily(ImageFamily):
 
     def spec(self, model: nn.Module, options: Options) -> GraphSpec:
         layout = self.layout(model, (options.height, options.width))
-        batch, rows = 1, self.rows(model, options)
-        if rows:
-            batch = 'B' if options.dynamic else options.batch
+        batch = 'B' if options.dynamic else options.batch
+        check_form(layout, options)
+        rows = 0 if options.form == 'raw' else self.rows(model, options)
+        if options.form != 'raw' and not rows:
+            batch = 1
         size = ('H', 'W') if options.dynamic else (options.height, options.width)
         multiple = self.multiple(model) if options.dynamic else 1
         meaning = 'normalised images, padded bottom and right'
         image = TensorSpec('input', 'float32', (batch, 3, *size), meaning, multiple=multiple)
+        name = f'traced/{options.form}'
+        if options.form == 'raw':
+            return GraphSpec(name, (image,), (*self._maps(model, batch, options), _valid(1)))
         others = (
             *image_graphs.optional_inputs(batch, clips=True, bordered=True),
             image_graphs.mask_inputs(batch, ZERO)[1],
         )
         others = {tensor.name: tensor for tensor in others}
-        inputs = [image]
-        for name in INPUTS[1:]:
-            if name in layout.used or name in ALWAYS:
-                inputs.append(dataclasses.replace(others[name], unused=name not in layout.used))
+        inputs, used = [image], layout.read if options.form == 'decode' else layout.used
+        for name_of_input in INPUTS[1:]:
+            if name_of_input in used or name_of_input in ALWAYS:
+                unused = name_of_input not in used
+                inputs.append(dataclasses.replace(others[name_of_input], unused=unused))
+        if options.form == 'decode':
+            return GraphSpec(name, tuple(inputs), (*CANDIDATES_OF_IMAGE, _valid(1)))
+        if options.form == 'post':
+            reads_size = options.dynamic and not {'img_shape', 'ori_shape'}.isdisjoint(used)
+            inputs[0] = dataclasses.replace(image, unused=not reads_size)
+            inputs += self._maps(model, batch, options)
         outputs = self._outputs(layout, batch, rows or 'n')
         for option, counter in COUNTERS.items():
             if options[option] and layout.suppresses:
                 meaning = f'boxes in front of NMS; of more than {options[option]} the rest was dropped'
                 outputs.append(TensorSpec(counter, 'int64', (batch,), meaning, compare='detections'))
-        return GraphSpec('traced/full', tuple(inputs), tuple(outputs))
+        return GraphSpec(name, tuple(inputs), tuple(outputs))
 
     def _outputs(self, layout: Layout, batch: int | str, rows: int | str) -> list[TensorSpec]:
         outputs = []
@@ -211,23 +226,60 @@ class TracedFamily(ImageFamily):
             outputs.append(TensorSpec(name, dtype, axes, MEANINGS.get(name, ''), compare='detections'))
         return outputs
 
+    def _maps(self, model: nn.Module, batch: int | str, options: Options) -> list[TensorSpec]:
+        """Return the maps between the files of the forms `raw` and `post`."""
+        maps = []
+        for name, shape in zip(*self.shapes(model, options.height, options.width), strict=True):
+            sides = [f'{name}_h', f'{name}_w'] if options.dynamic else shape[2:]
+            maps.append(TensorSpec(name, 'float32', (batch, shape[1], *sides), 'a map of your network'))
+        return maps
+
+    def shapes(
+        self, model: nn.Module, height: int, width: int
+    ) -> tuple[tuple[str, ...], list[tuple[int, ...]]]:
+        """Return names and shapes of the maps of the network, for one image."""
+        image = next(model.parameters()).new_zeros(1, picture_channels(model), height, width)
+        with torch.no_grad():
+            *maps, _, _ = Network(model, cut := self.layout(model).cut)(image)
+        return cut.names, [tuple(one.shape) for one in maps]
+
+    def graphs(self, model: nn.Module, options: Options) -> list[Graph]:
+        (graph,) = super().graphs(model, options)
+        if options.form != 'post':
+            return [graph]
+        tensors = example(model, (options.height, options.width), 0, INPUTS)
+        given = dict(zip(INPUTS, tensors, strict=True))
+        cut = self.layout(model).cut
+        with torch.no_grad():
+            given |= zip(cut.names, Network(model, cut)(given['input']), strict=False)
+        of_batch = {
+            name: one.expand(options.batch, *one.shape[1:]).contiguous() if one.dim() > 1 else one
+            for name, one in given.items()
+        }
+        example_of_spec = {name: of_batch[name] for name in graph.spec.input_names}
+        return [dataclasses.replace(graph, example=example_of_spec)]
+
     def stages(self, model: nn.Module, options: Options) -> list[Stage]:
         spec, layout, rows = self.spec(model, options), self.layout(model), self.rows(model, options)
         inputs, cut = tuple(tensor.name for tensor in spec.inputs), layout.cut
+        names, maps = tuple(tensor.name for tensor in spec.outputs), (*cut.names, *OF_BATCH)
+        network = Stage('network', Network(model, cut), ('input',), maps)
+        if options.form == 'raw':
+            return [dataclasses.replace(network, outputs=(*cut.names, SIZE, VALID))]
+        if options.form == 'decode':
+            borders = layout.candidates[:-2]
+            whole = Whole(model, names, inputs, borders, form='decode')
+            return [Stage('whole', whole, inputs, (*names, *borders))]
         caps = self.caps(model, options)
         borders = () if rows else layout.borders  # others are padded, or inside of a loop over images
-        names = tuple(tensor.name for tensor in spec.outputs)
         outputs = (*names, *borders)
         if not cut.calls:
             return [Stage('whole', Whole(model, names, inputs, borders, None, rows, caps), inputs, outputs)]
-        maps = (*cut.names, *OF_BATCH)
-        inputs = (*inputs[1:], *maps)
+        inputs = inputs if options.form == 'post' else (*inputs[1:], *maps)
         results = Whole(model, names, inputs, borders, cut, rows, caps)
         each_image = rows > 0 and caps is None
-        return [
-            Stage('network', Network(model, cut), ('input',), maps),
-            Stage('postprocess', results, inputs, outputs, each_image=each_image),
-        ]
+        behind = Stage('postprocess', results, inputs, outputs, each_image=each_image)
+        return [behind] if options.form == 'post' else [network, behind]
 
     def facts(self, model: nn.Module) -> TracedFacts:
         layout, test_cfg = self.layout(model, traced=True), numbers(getattr(model, 'test_cfg', None) or {})
@@ -316,6 +368,29 @@ def has_soft_nms(settings: Any) -> bool:
     return settings.get('type') == 'soft_nms' or any(map(has_soft_nms, settings.values()))
 
 
+def check_form(layout: Layout, options: Options) -> None:
+    """Raise UsageError if a test path has no such form."""
+    typed = f'--postprocess {options.form}'
+    if options.form in ('raw', 'post') and not layout.cut.calls:
+        raise UsageError(f'{typed}: the test path has no network of its own ({layout.cut.refusal})')
+    if options.form == 'decode' and not layout.candidates:
+        raise UsageError(f'{typed}: the test path does not call batched_nms of mmcv; use --postprocess raw')
+    if options.form == 'decode' and options.batch != 1:
+        raise UsageError(f'{typed} --batch-size {options.batch}: candidates are those of one image')
+
+
+def _valid(batch: int | str) -> TensorSpec:
+    return TensorSpec(VALID, 'bool', (batch,), MEANINGS[VALID], compare='detections')
+
+
+CANDIDATES_OF_IMAGE = tuple(
+    TensorSpec(name, dtype, axes, meaning, unit, compare='detections')
+    for name, dtype, axes, meaning, unit in (
+        (CANDIDATES[0], 'float32', (1, 'n', 4), 'x1 y1 x2 y2 before NMS', 'pixel'),
+        (CANDIDATES[1], 'float32', (1, 'n'), 'scores before NMS, in any order', ''),
+        (CANDIDATES[2], 'int64', (1, 'n'), 'class indices', ''),
+    )
+)
 ZERO = '0 means the input size'
 ALWAYS = ('img_shape', 'scale_factor')
 LAST = {('dets', 'float32'): (5,), ('masks', 'bool'): ('h', 'w'), ('masks', 'float32'): ('m', 'm')}

@@ -11,7 +11,15 @@ from torch import nn
 from mmdeploy_ext.exporting.substitution import substituted
 from mmdeploy_ext.exporting.traced.functions import named_results, ranked
 from mmdeploy_ext.exporting.traced.mode import BORDERS
-from mmdeploy_ext.exporting.traced.whole import LAYOUTS, Cut, Layout, eager_metas, leaves
+from mmdeploy_ext.exporting.traced.whole import (
+    CANDIDATES,
+    Cut,
+    Layout,
+    Network,
+    eager_metas,
+    layouts_of,
+    leaves,
+)
 from mmdeploy_ext.families.common.mmdet_reference import (
     boxes_of_classes,
     instances_of_classes,
@@ -21,6 +29,7 @@ from mmdeploy_ext.families.common.mmdet_reference import (
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+from mmdeploy_ext.spec.metadata import Metadata
 
 ROUNDING = 1e-6
 """Rounding of an IoU."""
@@ -41,6 +50,34 @@ class TracedReference(ImageReference):
         found = tested(self.model, images, metas, rescale=True)
         return [results_of(result, image) for result, image in zip(found, images, strict=True)]
 
+    def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
+        return self.inner_inputs(feeds, 'post') if form == 'raw' else {}
+
+    def inner_inputs(self, feeds: Mapping[str, np.ndarray], form: str) -> dict[str, np.ndarray]:
+        if form != 'post':
+            return {}
+        with torch.no_grad():
+            image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()))
+            maps = Network(self.model, self.cut)(image)
+        return {name: one.cpu().numpy() for name, one in zip(self.cut.names, maps, strict=False)}
+
+    def file_results(
+        self,
+        metadata: Metadata,
+        outputs: Mapping[str, np.ndarray],
+        feeds: Mapping[str, np.ndarray],
+        images: Sequence[PreparedImage],
+        rescale: bool,
+    ) -> list[Detections] | list[Instances] | None:
+        given = as_tensors(self.model, outputs)
+        if metadata.form == 'decode':
+            names = self.layout.candidates[-2:]
+            given = {name: given[one][0] for name, one in zip(names, CANDIDATES, strict=False)}
+        elif metadata.form != 'raw':
+            return None
+        with ranked(self.model, given), substituted(self.model, self.network(given)):
+            return self.results(images, rescale)
+
     def inner_tensors(
         self, tensors: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -53,7 +90,11 @@ class TracedReference(ImageReference):
         for overlap in (0.0, ROUNDING, -ROUNDING):
             found, is_whole = self._ranked(tensors, overlap)
             titles = set(map(title_of, found))  # a replaced function may have tensors that PyTorch's has not
-            names = [name for name in tensors if BORDERS.fullmatch(name) and title_of(name) in titles]
+            names = [
+                name
+                for name in tensors
+                if name in CANDIDATES or (BORDERS.fullmatch(name) and title_of(name) in titles)
+            ]
             expected = {name: found.get(name, NOT_REACHED) for name in names if is_whole or name in found}
             expected = {name: array for name, array in expected.items() if array.size or tensors[name].size}
             sides = sides or (expected, {name: tensors[name] for name in expected})
@@ -105,7 +146,17 @@ class TracedReference(ImageReference):
         with ranked(self.model, given, overlap) as mode, contextlib.suppress(Exception), network:
             self.results(*self.last)  # mmcv's NMS refuses float64
             is_whole = True
-        return {name: tensor.cpu().numpy() for name, tensor in mode.found.items()}, is_whole
+        found = {name: tensor.cpu().numpy() for name, tensor in mode.found.items()}
+        if CANDIDATES[0] in tensors and (last := mode.suppressed.get(self.layout.candidates[-2])):
+            found |= {name: one.cpu().numpy()[None] for name, one in zip(CANDIDATES, last, strict=True)}
+        return found, is_whole
+
+    def inner_results(
+        self, tensors: Mapping[str, np.ndarray], images: Sequence[PreparedImage]
+    ) -> list[tuple[Detections, Detections]]:
+        if CANDIDATES[0] not in tensors:
+            return []
+        return [(candidates(self._ranked(tensors, 0.0)[0]), candidates(tensors))]
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         given, own = as_tensors(self.model, tensors), self.model.simple_test
@@ -119,7 +170,7 @@ class TracedReference(ImageReference):
 
     @property
     def layout(self) -> Layout | None:
-        return vars(self.model).get(LAYOUTS, {}).get(True)
+        return layouts_of(self.model).get(True)
 
     @property
     def cut(self) -> Cut:
@@ -138,6 +189,14 @@ class TracedReference(ImageReference):
             for path in paths
             if set(leaves(paths[path])) & set(self.cut.names)
         }
+
+
+def candidates(tensors: Mapping[str, np.ndarray]) -> Detections:
+    """Return the `CANDIDATES` of one image, best first."""
+    found = [tensors[name][0] for name in CANDIDATES if name in tensors]
+    boxes, scores, labels = found or (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, int))
+    order = np.argsort(-scores, kind='stable')
+    return Detections(boxes[order], scores[order], labels[order])
 
 
 def title_of(border: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.base.errors import FrozenWarning
+from mmdeploy_ext.base.errors import FrozenWarning, UsageError
 from mmdeploy_ext.families.common.runtime import padded_instances, padded_results, pasted_masks
 from mmdeploy_ext.spec.facts import Count, Facts, Fraction, Limit, MaskThreshold, optional
 from mmdeploy_ext.spec.tensors import VALID
@@ -84,6 +84,11 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
             `valid` (B,).
         feeds: `ori_shape` and `scale_factor` for masks in the frame of boxes.
     """
+    if metadata.form not in ('full', 'post'):
+        raise UsageError(
+            f'--postprocess {metadata.form}: this file has no results; your program makes them of '
+            f'{", ".join(metadata.spec.output_names)}, or export --postprocess post for the rest'
+        )
     if np.any(outputs.get(VALID, True) != 1):
         warnings.warn(FrozenWarning(invalid(metadata)), stacklevel=2)
     if 'masks' not in outputs or 'dets' not in outputs:
