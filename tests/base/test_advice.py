@@ -170,5 +170,5 @@ def test_the_override_that_a_refusal_names_leads_to_a_file(case, setting):
     given = [] if lines else shlex.split(cfg_options(change))[1:]
     with pytest.raises(ConfigError) as error:
         checked(case.config, *given)
-    (advice,) = re.findall(r'--cfg-options (.*?)(?: tries|$)', str(error.value))
+    (advice,) = re.findall(r'--cfg-options (.*?)(?: tries|; its test path|$)', str(error.value))
     checked(case.config, *given, *shlex.split(advice))

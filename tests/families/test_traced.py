@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmcv import Config
 from mmcv.ops import batched_nms
+from mmdet.core.export import onnx_helper
 from mmdet.models.builder import DETECTORS, HEADS
 from mmdet.models.dense_heads import ATSSHead
 from mmdet.models.detectors import ATSS
@@ -417,6 +418,13 @@ def test_a_level_without_candidates_does_not_move_the_names_of_the_next():
     with Ranking(given) as mode:
         sizes([torch.zeros(0, 4), torch.zeros(3, 4)])
     assert list(mode.found) == ['exp_sizes_1']
+
+
+def test_pytorch_ranks_the_levels_that_a_trace_of_an_older_mmdet_ranks():
+    limit = torch.tensor(1000)
+    with ranked(load_toy().model, {}):
+        assert int(onnx_helper.get_k_for_topk(limit, 48)) == 48
+    assert onnx_helper.get_k_for_topk(limit, 48) == -1
 
 
 def test_a_root_in_a_function_with_a_gradient_of_its_own_starts_from_the_file():

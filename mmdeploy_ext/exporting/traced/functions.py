@@ -271,7 +271,10 @@ def ranked(
 ) -> Iterator[Ranking]:
     """Inside the block the eager model's rankings start from given tensors where they have the same shape."""
     mode = Ranking(given, overlap, slack)
-    makers = {('mmcv.ops.nms', 'batched_nms'): ranked_nms(mode)}
+    makers = {
+        ('mmcv.ops.nms', 'batched_nms'): ranked_nms(mode),
+        ('core.export.onnx_helper', 'get_k_for_topk'): get_k_for_topk,
+    }
     with contextlib.ExitStack() as stack:
         for module, name, (_, value) in _found(modules_of(model), makers):
             stack.enter_context(mock.patch.object(module, name, value))
@@ -288,10 +291,10 @@ def limits_of(config: Mapping[str, Any]) -> dict[str, Limit]:
 
 
 def get_k_for_topk(function: Any) -> Any:
-    """Of mmdet 2.11 to 2.17."""
+    """Of mmdet 2.11 to 2.17, which ranks no level with fewer candidates."""
 
     def least(k: Any, size: Any) -> Any:
-        return SHADOWS['min'](k, size) if is_traced() and k > 0 else function(k, size)
+        return SHADOWS['min'](k, size) if k > 0 else function(k, size)
 
     return least
 
