@@ -153,16 +153,7 @@ class ProofRequest(ModelRequest):
     def check(self) -> None:
         """Check what needs no config; raises UsageError."""
         check_normalisation(self.mean, self.std)
-        self.build_settings()
-
-    def build_settings(self) -> dict[str, Any]:
-        """Return arguments of `build_backend` but the path."""
-        return engine_settings(
-            self.engine,
-            threads=self.threads,
-            providers=self.providers,
-            inference_precision=self.inference_precision,
-        )
+        engine_of(self)
 
     @property
     def claims(self) -> Claims:
@@ -208,6 +199,12 @@ class Exported:
             kind = kind_of(self.detector.family)
             chosen = kind.samples(self.detector, traced=self.picture).of(self.detector)
         return prove_on(self.detector, self.files, chosen, engine or {}, Claims(written=True, **claims))
+
+
+def engine_of(chosen: Any) -> dict[str, Any]:
+    """Return arguments of `build_backend` but the path, of a request or parsed arguments."""
+    names = 'threads', 'providers', 'inference_precision'
+    return engine_settings(chosen.engine, **{name: getattr(chosen, name) for name in names})
 
 
 def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
@@ -388,7 +385,7 @@ def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     from mmdeploy_ext.proving.recorded.proof import judge_recording
     from mmdeploy_ext.spec.verdict import metric_finding
 
-    family, kind, engine = detector.family, kind_of(detector.family), request.build_settings()
+    family, kind, engine = detector.family, kind_of(detector.family), engine_of(request)
     recording = Recording(request.recorded, family.memory) if request.recorded else None
     for name, reason in kind.refused('verify', family).items():
         value, field = getattr(request, name), request.__dataclass_fields__[name]

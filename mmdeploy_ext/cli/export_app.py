@@ -17,6 +17,7 @@ from mmdeploy_ext.api import (
     built,
     check_normalisation,
     chosen_options,
+    engine_of,
     export_read,
     output_of,
     read_detector,
@@ -37,6 +38,7 @@ from mmdeploy_ext.families.detector import TRACED, Detector, resolve, with_size
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.runtime.tasks import task_module
 from mmdeploy_ext.spec.options import LARGEST_K, MADE_FOR, OPSET, Options
+from mmdeploy_ext.spec.registry import detector_options
 
 COMMON = {
     '-h', '--help-all', '--check', '--parts', '--out', '--verify', '--shape', '--dynamic-export',
@@ -119,7 +121,8 @@ def add_arguments(parser: cli.ArgumentParser) -> None:
         (),
         dest='samples',
     )
-    shared.add_graph_arguments(parser)
+    shared.add_declared(parser, detector_options())
+    add('--skip-postprocess', 'same as --postprocess raw')
     cli.add_fields(parser, ExportRequest, 'mean std')
     add(
         '--dataset DATASET',
@@ -151,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     cli.wait_passively()
-    engine, values = shared.engine_options(args), shared.graph_values(args)
+    engine, values = engine_of(args), shared.graph_values(args)
     check_arguments(args)
     request = shared.request_of(ExportRequest, args, checkpoint=args.checkpoint or '', options=values)
     proof.check_report_targets(args)

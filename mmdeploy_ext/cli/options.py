@@ -14,7 +14,6 @@ from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.base.pixels import parse_shape
-from mmdeploy_ext.engines.registry import engine_settings
 from mmdeploy_ext.spec.options import Option, check_opset
 from mmdeploy_ext.spec.registry import detector_options
 
@@ -134,12 +133,6 @@ def proof_words(args: argparse.Namespace) -> list[str]:
     return words
 
 
-def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options about the graphs of detectors."""
-    add_declared(parser, detector_options())
-    cli.add(parser, '--skip-postprocess', 'same as --postprocess raw')
-
-
 def parser_for(build: Callable[[], argparse.ArgumentParser], words: Sequence[str]) -> argparse.ArgumentParser:
     """Parser with the options of a family that the command line's config imports.
 
@@ -161,11 +154,22 @@ def parser_for(build: Callable[[], argparse.ArgumentParser], words: Sequence[str
 
 def add_declared(parser: argparse.ArgumentParser, declared: Iterable[Option]) -> None:
     groups: dict[str, Any] = {'': parser}
-    for option in declared:
+    for option in (option for option in declared if option.typed):
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
-        if option.typed:
-            option.add_to(groups[option.group])
+        if isinstance(option.default, bool):
+            on_off = argparse.BooleanOptionalAction
+            settings = dict(action=on_off) if option.default else dict(action='store_const', const=True)
+        elif isinstance(option.default, tuple):
+            settings = dict(nargs='+', metavar=option.metavar)
+        elif option.choices:
+            settings = dict(choices=(*filter(None, option.choices), *option.refused))
+        else:
+            nargs = '+' if option.pair else None
+            settings = dict(type=type(option.default), metavar=option.metavar, nargs=nargs)
+        groups[option.group].add_argument(
+            option.typed, dest=option.name, help=option.help, default=None, **settings
+        )
 
 
 def option_values(args: argparse.Namespace, declared: Iterable[Option]) -> dict[str, Any]:
@@ -175,7 +179,7 @@ def option_values(args: argparse.Namespace, declared: Iterable[Option]) -> dict[
 
 
 def graph_values(args: argparse.Namespace) -> dict[str, Any]:
-    """Given options of `add_graph_arguments` by name."""
+    """Given options of the graphs of detectors, by name."""
     values = option_values(args, detector_options())
     if args.skip_postprocess:
         if values.get('form', 'raw') != 'raw':
@@ -190,16 +194,6 @@ def graph_values(args: argparse.Namespace) -> dict[str, Any]:
     if 'height' in values:
         values['height'], values['width'] = parse_shape(values['height'])
     return values
-
-
-def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `build_backend` besides the path."""
-    return engine_settings(
-        args.engine,
-        threads=args.threads,
-        providers=args.providers,
-        inference_precision=args.inference_precision,
-    )
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:

@@ -107,21 +107,6 @@ class Option:
         if self.maximum is not None and value > self.maximum:
             raise UsageError(f'{typed}: expected at most {self.maximum}{hint}')
 
-    def add_to(self, parser: Any) -> None:
-        import argparse
-
-        settings: dict[str, Any] = {}
-        if isinstance(self.default, bool):
-            on_off = argparse.BooleanOptionalAction
-            settings = dict(action=on_off) if self.default else dict(action='store_const', const=True)
-        elif isinstance(self.default, tuple):
-            settings = dict(nargs='+', metavar=self.metavar)
-        elif self.choices:
-            settings = dict(choices=(*filter(None, self.choices), *self.refused))
-        else:
-            settings = dict(type=type(self.default), metavar=self.metavar, nargs='+' if self.pair else None)
-        parser.add_argument(self.typed, dest=self.name, help=self.help, default=None, **settings)
-
     def words(self, values: Mapping[str, Any]) -> list[str]:
         """Command-line words for its value in `values`; [] at an unstated default."""
         value = _as_tuple(values.get(self.name, self.default))
