@@ -134,7 +134,8 @@ class DetectorWithMasksByClass(ATSS):
         maps = self.extract_feat(img)[0]
         scores, channels = maps[0].flatten(1).mean(1).sigmoid().topk(5)
         masks = nn.functional.interpolate(maps[:, channels], tuple(img_metas[0]['ori_shape'][:2]))[0] > 0
-        return [self.segm2result(masks, channels % 6, scores)]
+        boxes, masks = self.segm2result(masks, channels % 6, scores)
+        return [(boxes, masks)]
 
     def segm2result(self, mask_preds, det_labels, cls_scores):
         masks, labels, scores = (one.numpy() for one in (mask_preds, det_labels, cls_scores))

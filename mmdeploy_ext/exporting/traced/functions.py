@@ -107,7 +107,7 @@ def segm2result(method: Any) -> Any:
     """Of heads with masks and no boxes that sort their results into arrays for each class."""
 
     def results(self: Any, mask_preds: Any, det_labels: Any, cls_scores: Any) -> Any:
-        return dict(scores=cls_scores, labels=det_labels, masks=mask_preds)
+        return dict(scores=cls_scores, labels=det_labels), dict(masks=mask_preds)
 
     return results
 
