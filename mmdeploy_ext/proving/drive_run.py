@@ -400,6 +400,8 @@ class Drives(Subject):
     Attributes:
         last: 'reference' or a mode -> memory that its stepper has.
         first, most_results: the first frame, and the most results of a frame in PyTorch.
+        frames_run: frames so far.
+        drives: seed of a draw, or None for float64 -> the reference's results on all frames.
         own: the reference without a recording, for further runs of a frame.
         runs: mode -> `DriveRun`.
         of_reference: brings the reference's tensors into the form in which the last frame was compared.
@@ -452,7 +454,8 @@ class Drives(Subject):
         self.module, self.rule, self.watch = module, rule, watch or contextlib.nullcontext()
         self.unread, self.pairs, self.stored = Unread(spec, next(iter(candidates.values()))), [], stored
         self.first: Frame | None = None
-        self.most_results = 0
+        self.most_results = self.frames_run = 0
+        self.drives: dict[int | None, list[Any]] = {}
         self.last: dict[str, StreamState | None] = {}
         self.made: dict[str, int] = {}
         self.notes: list[str] = []
@@ -474,6 +477,7 @@ class Drives(Subject):
         self.first = self.first or sample.data
         with self.watch:
             step = self._step('reference', self.reference, sample, state)
+        self.frames_run += 1
         self.most_results = max(self.most_results, len(step.results[0]))
         return step
 
@@ -506,6 +510,16 @@ class Drives(Subject):
 
     def results(self, sample: Sample, state: StreamState | None) -> Sequence[Any]:
         return [self._again(sample, state).detections]
+
+    def drawn(self, sample: Sample, state: StreamState | None, seed: int | None) -> Sequence[Any]:
+        """Run a frame from a memory; free-running, the whole drive: the rounding of all frames adds up."""
+        if sample.mode != 'free':
+            return self.results(sample, state)
+        if seed not in self.drives:
+            self.last['reference'] = None
+            self.own.reset()
+            self.drives[seed] = [self.own.step(frame).detections for frame in self.given]
+        return [self.drives[seed][self.frames_run - 1]]
 
     def on(self, sample: Sample, got: Step) -> Started | None:
         """Run the reference's test path on a teacher-forced file's outputs, and on changed ones."""

@@ -97,9 +97,14 @@ def matched(
     want: Sequence[Any],
     got: Sequence[Any],
     run: Run | None = None,
+    drawn: Callable[[int | None], Sequence[Any]] | None = None,
     **bars: float,
 ) -> tuple[DetectionRow, ...]:
-    """Match results title by title; `run` computes PyTorch's again, to find ties at its limits."""
+    """Match results title by title.
+
+    - `run`: computes PyTorch's again, to find ties at its limits.
+    - `drawn`: the same in float64 or a draw, to find its rounding; `run` if None.
+    """
     rows: list[DetectionRow] = []
     task = task_module(subject.task)
     if subject.module is None or not hasattr(task, 'pair_up'):  # of maps
@@ -111,7 +116,7 @@ def matched(
         row = match(subject.task, title, *sides, subject.bars, **settings)
         is_rounded = run is not None and 'rounding' in inspect.signature(task.pair_up).parameters
         if is_rounded and row.outside and not row.passed and not row.broken:
-            for rounding in _roundings(subject, task, sides[0], run, index):
+            for rounding in _roundings(subject, task, sides[0], drawn or (lambda _: run()), index):
                 row = match(subject.task, title, *sides, subject.bars, **settings, rounding=rounding)
                 if row.passed:
                     break
@@ -120,13 +125,15 @@ def matched(
 
 
 def _roundings(
-    subject: Subject, task: Any, expected: Any, run: Run, index: int
+    subject: Subject, task: Any, expected: Any, run: Callable[[int | None], Sequence[Any]], index: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield `rounding` of `matching.pair_lists`, with one more draw each time."""
     largest: dict[str, np.ndarray] = {}
-    for drawn in draws_of(subject.module, lambda seed: run()[index], (None, *range(DRAWS))):
+    for drawn in draws_of(subject.module, lambda seed: run(seed)[index], (None, *range(DRAWS))):
         pairing = task.pair_up(expected, drawn)
         rows = [*pairing.matched, *pairing.outside]
+        if len(rows) < max(len(expected.scores), len(drawn.scores)):
+            continue  # a memory was lost or another result chosen, which is no rounding
         for title in pairing.gaps.keys() - {'score'}:
             own = np.zeros(len(expected.scores))
             own[rows] = ROUNDINGS * pairing.gaps[title]

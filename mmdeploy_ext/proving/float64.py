@@ -50,6 +50,8 @@ BESIDE_ONE = ('sigmoid', *TIMES_SIGMOID)
 
 ONNX Runtime's Sigmoid is off by up to 1.7e-7, at any value.
 """
+WIDENED = 'mm2onnx_widened'
+"""Attribute of float64 tensors in place of float32 ones."""
 UNIT = 2.0**-23
 """Of float32, relative."""
 
@@ -68,7 +70,7 @@ class _Wider(TorchFunctionMode):
 
 
 class _Rounded(_Wider):
-    """Rounds results as another correct float32 computation might."""
+    """Rounds results as another correct float32 computation might, except in float64 code (times)."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -79,6 +81,8 @@ class _Rounded(_Wider):
     ) -> Any:
         name = getattr(func, '__name__', '')
         kwargs = kwargs or {}
+        if _is_double(func, pytree.tree_leaves((args, kwargs))):
+            return super().__torch_function__(func, types, args, kwargs)
         if name in (*WEIGHTED, *TRANSPOSED, *ALONG_ROWS, *OTHERS, *OF_FEW):
             args, kwargs = self._in_another_order(name, *pytree.tree_map(_wider, (args, kwargs)))
         results = super().__torch_function__(func, types, args, kwargs)
@@ -88,12 +92,12 @@ class _Rounded(_Wider):
         def rounded(value: Any) -> Any:
             # keep the caller's views and written tensors
             if not _is_float64(value) or _place(value) in given:
-                return value
+                return _widened(value)
             if name in BESIDE_ONE:
                 value = value + unit * self._noise(value)
                 value = value if name in TIMES_SIGMOID else value.clamp(min=0)
             # a quarter of a unit: exact float32 values stay
-            return (value * (1 + UNIT / 4 * self._noise(value))).float().double()
+            return _widened((value * (1 + UNIT / 4 * self._noise(value))).float().double())
 
         return pytree.tree_map(rounded, results)
 
@@ -135,6 +139,22 @@ def _terms(name: str, factors: list[torch.Tensor], args: tuple[Any, ...], kwargs
     return 2
 
 
+def _is_double(func: Callable[..., Any], leaves: list[Any]) -> bool:
+    """Whether code computes in float64 by itself, and asks for no float32."""
+    floats = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+    if func is torch.Tensor.float or any(leaf is torch.float32 for leaf in leaves):
+        return False
+    is_own = all(leaf.dtype == torch.float64 and not hasattr(leaf, WIDENED) for leaf in floats)
+    return is_own and (bool(floats) or any(leaf is torch.float64 for leaf in leaves))
+
+
+def _widened(value: Any) -> Any:
+    """Mark a float64 tensor that stands for float32."""
+    if _is_float64(value):
+        setattr(value, WIDENED, True)
+    return value
+
+
 def _is_float64(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype == torch.float64
 
@@ -160,8 +180,10 @@ def in_float64(module: Any, seed: int | None = None) -> Iterator[None]:
     buffers = [(part, dict(part._buffers)) for part in modules]
     default = torch.get_default_dtype()
     try:
-        for parameter, _ in parameters.values():
+        for parameter, dtype in parameters.values():
             parameter.data = _wider(parameter.data)
+            if dtype == torch.float32:
+                _widened(parameter)
         for part, named in buffers:
             part._buffers.update({name: _copied(buffer) for name, buffer in named.items()})
         torch.set_default_dtype(torch.float64)
@@ -171,12 +193,15 @@ def in_float64(module: Any, seed: int | None = None) -> Iterator[None]:
         torch.set_default_dtype(default)
         for parameter, dtype in parameters.values():
             parameter.data = parameter.data.to(dtype)  # exact, and no third copy of large weights
+            parameter.__dict__.pop(WIDENED, None)
         for part, named in buffers:
             part._buffers.update(named)
 
 
 def _copied(buffer: torch.Tensor | None) -> torch.Tensor | None:
-    return None if buffer is None else _wider(buffer.clone())
+    if buffer is None or buffer.dtype not in WIDER:
+        return None if buffer is None else buffer.clone()
+    return _widened(_wider(buffer.clone()))
 
 
 def distance_of(array: np.ndarray, exact: np.ndarray) -> np.ndarray:

@@ -106,7 +106,8 @@ def judge(
         engines = matched(subject, sample.titles, own.results, got.results, run, score_thr=0.0)
         named = (dataclasses.replace(row, image=f'{row.image}, against ONNX Runtime') for row in engines)
         case = dataclasses.replace(case, engines=tuple(named))
-    detections = matched(subject, sample.titles, want.results, got.results, run)
+    drawn = functools.partial(subject.drawn, sample, state)
+    detections = matched(subject, sample.titles, want.results, got.results, run, drawn)
     if started and not all(row.passed for row in detections) and (ranked := started.ranked()) is not None:
         detections = matched(subject, sample.titles, ranked, got.results, run)
         note = f"{case.name}: PyTorch's queries were ordered as in the file; the scores show the difference"

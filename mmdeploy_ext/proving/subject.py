@@ -211,6 +211,10 @@ class Subject(abc.ABC):
         """Compute PyTorch's results again."""
         return self.want(sample, state).results
 
+    def drawn(self, sample: Sample, state: Any, seed: int | None) -> Sequence[Any]:
+        """Compute `results` in float64 (None) or a draw, and the memory of a free-running file's mode."""
+        return self.results(sample, state)
+
     def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case | None:
         """Take what the verdict needs of a step; return its case, or None to leave it out."""
         return case

@@ -8,7 +8,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional
 
 from mmdeploy_ext.proving.explain import rounding_of
-from mmdeploy_ext.proving.float64 import in_float64
+from mmdeploy_ext.proving.float64 import WIDENED, in_float64
 from mmdeploy_ext.spec.comparison import compare_named
 
 
@@ -153,3 +153,20 @@ def test_float64_weights_take_the_place_of_the_models_own():
     with in_float64(layer):
         assert layer.weight.dtype == torch.float64 and storage.expired()
     assert layer.weight.dtype == torch.float32 and torch.equal(layer.weight, values)
+
+
+def test_a_draw_keeps_float64_code_and_rounds_what_it_gives_to_float32():
+    start = torch.tensor([1.5e9 + 0.25], dtype=torch.float64)
+    layer = nn.Linear(1, 1)
+
+    def run():
+        seconds = torch.tensor([1.5e9 + 0.75], dtype=torch.float64) - start
+        return seconds, layer(seconds.float()).double() * 1e3
+
+    with in_float64(layer):
+        exact = run()
+    with in_float64(layer, seed=0):
+        drawn = run()
+    assert torch.equal(drawn[0], exact[0])
+    assert 0 < (drawn[1] - exact[1]).abs() < 1e-2
+    assert not hasattr(layer.weight, WIDENED)

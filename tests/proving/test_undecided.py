@@ -93,3 +93,50 @@ def test_a_trajectory_differs_as_far_as_pytorchs_own_rounding_and_is_named(mode,
     assert (not row.reasons) is passed, row.reasons
     (named,) = row.reasons or {line.partition(': ')[2] for line in row.excused}
     assert 'class 0' in named and 'trajectory' in named
+
+
+class Drifting:
+    """A side whose trajectory moves in every frame, unless it runs in float64."""
+
+    def __init__(self, by_m):
+        self.by_m, self.state = by_m, None
+
+    def reset(self):
+        self.state = None
+
+    def step(self, frame):
+        was_reset = self.state is None or self.state.scene_token != frame.scene_token
+        moved = np.zeros(1) if was_reset else self.state.tensors['moved']
+        moved = moved + self.by_m * (torch.get_default_dtype() == torch.float32)
+        self.state = StreamState(dict(moved=moved), frame.ego_pose, frame.timestamp_s, frame.scene_token)
+        trajectories = SCENE.trajectories + np.float32(moved)
+        scene = dataclasses.replace(SCENE, trajectories=trajectories)
+        return dataclasses.replace(result(), detections=scene, was_reset=was_reset)
+
+
+@pytest.mark.parametrize(('by_m', 'passed'), [(-4e-4, True), (-9e-4, False)])
+@pytest.mark.parametrize('before', ['', 'bb'])
+def test_the_rounding_of_a_free_drive_is_that_of_all_its_frames(by_m, passed, before):
+    memory = dataclasses.replace(MEMORY, tensors=dict(moved=ColumnGroup(rtol=0.0, atol=1.0)))
+    frames = [dataclasses.replace(FRAME, scene_token=token) for token in f'{before}aaaaa']
+    settings = SETTINGS | dict(memory=memory, module=torch.nn.Identity())
+    row = run_pair(Drifting(4e-4), Drifting(by_m), frames, SPEC, 'free', **settings)
+    assert (not row.reasons) is passed, row.reasons
+    assert not passed or len(row.excused) > 1
+
+
+@pytest.mark.parametrize('kept', [True, False])
+def test_a_run_in_float64_that_finds_another_box_measures_no_rounding(kept):
+    names = 'boxes', 'scores', 'labels', 'trajectories', 'mode_scores'
+    both = dataclasses.replace(SCENE, **{name: np.repeat(getattr(SCENE, name), 2, axis=0) for name in names})
+    places, moved = np.zeros_like(both.boxes), np.zeros_like(both.trajectories)
+    places[1, 0], moved[0] = 20, 1
+    both = dataclasses.replace(both, boxes=both.boxes + places)
+    got = dataclasses.replace(both, trajectories=both.trajectories + 5e-3 * moved)
+    float64 = dataclasses.replace(
+        both, boxes=both.boxes + (not kept) * places, trajectories=both.trajectories + 2e-3 * moved
+    )
+    sides = (Steps([dataclasses.replace(result(), detections=one)], STATE) for one in (both, got))
+    with mock.patch.object(explain, 'draws_of', lambda *_: iter([float64])):
+        row = run_pair(*sides, [FRAME] * 2, SPEC, 'free', module=torch.nn.Identity(), **SETTINGS)
+    assert (not row.reasons) is kept, row.reasons
