@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 REMOVED = 'Relu', 'Clip'
 """Operators that a quantiser may leave out where the codes end at the same values."""
+MOVES = 'MaxPool', 'Reshape', 'Transpose', 'Flatten', 'Squeeze', 'Unsqueeze', 'Slice', 'Gather'
+"""Operators that give the same codes of codes as of values."""
+ON_CODES = dict(QLinearConv='Conv', QLinearMatMul='MatMul')
+"""Operator on codes -> operator on floats, with the Q/DQ pairs around it."""
+QUANT = '_quant'
+"""End of names of nodes on codes by ONNX Runtime."""
 ORT = 'onnx.quantize'
 """Producer of ONNX Runtime's quantiser, which corrects no biases."""
 HALF, LAST = 0.501, 1.01
@@ -91,7 +97,7 @@ class UndoneFile:
     """
 
     def __init__(self, model: onnx.ModelProto, fresh: onnx.ModelProto) -> None:
-        self.model = with_initializers(model)
+        self.model = _with_pairs(with_initializers(model))
         self.weights: dict[str, tuple[np.ndarray, Rounding]] = {}
         self.rounded: dict[str, tuple[str, Rounding]] = {}
         self.corrections: dict[str, np.ndarray] = {}
@@ -119,19 +125,17 @@ class UndoneFile:
         for node in graph.node:
             rounding = _rounding(node, arrays)
             source, output = node.input[0] if node.input else '', node.output[0]
-            if node.op_type == 'Identity' and source in self.weights:
-                self.weights[output], arrays[output] = self.weights[source], arrays[source]
-            elif rounding and node.op_type == 'QuantizeLinear' and source in arrays:
-                arrays[output] = rounding.codes(arrays[source])
-            elif rounding and node.op_type == 'QuantizeLinear':
+            if self._is_constant(node, rounding, arrays):
+                continue
+            if rounding and node.op_type == 'QuantizeLinear':
                 written[output] = self.rounded[node.name] = sources.get(source, source), rounding
             elif rounding and source in written:
                 sources[output], expected = written[source]
                 if not rounding.equals(expected):
                     self._differ(node, 'its scale or zero point is not that of the QuantizeLinear before it')
-            elif rounding and source in arrays:
-                self.weights[output] = arrays[source], rounding
-                arrays[output] = rounding.values(arrays[source])
+            elif node.op_type in MOVES and source in written:
+                kept.append(_on_floats(node, written[source][0]))
+                written[output] = kept[-1].output[0], written[source][1]
             else:
                 kept.append(node)
                 for place, name in enumerate(node.input):
@@ -141,6 +145,24 @@ class UndoneFile:
         graph.initializer.extend(numpy_helper.from_array(arrays[name], name) for name in self.weights)
         names = self._rename(sources)
         return {names.get(name, name): places for name, places in readers.items()}
+
+    def _is_constant(
+        self, node: onnx.NodeProto, rounding: Rounding | None, arrays: dict[str, np.ndarray]
+    ) -> bool:
+        """Compute a rounding of constants, or a copy of one."""
+        source, output = node.input[0] if node.input else '', node.output[0]
+        if source not in arrays:
+            return False
+        if rounding and node.op_type == 'QuantizeLinear':
+            arrays[output] = rounding.codes(arrays[source])
+        elif rounding:
+            self.weights[output] = arrays[source], rounding
+            arrays[output] = rounding.values(arrays[source])
+        elif node.op_type == 'Identity' and source in self.weights:
+            self.weights[output], arrays[output] = self.weights[source], arrays[source]
+        else:
+            return False
+        return True
 
     def _rename(self, sources: Mapping[str, str]) -> dict[str, str]:
         """Let nodes read what was rounded, and write the graph's outputs; returns old -> new names."""
@@ -156,23 +178,24 @@ class UndoneFile:
     def _restore(self, fresh: Index, readers: Mapping[str, Sequence[tuple[str, int]]]) -> None:
         """Put back nodes that clip where the codes of the file end."""
         graph, index, names = self.model.graph, Index(self.model), set(all_tensor_names(self.model))
-        present = {node.name for node in index.nodes}
+        positions = {node.name: position for position, node in enumerate(index.nodes)}
         ends = {name: rounding.ends for name, rounding in self.rounded.values()}
         added: dict[int, onnx.NodeProto] = {}
         for node in fresh.nodes:
-            name = node.output[0]
-            position, before = index.producer(name), fresh.producer(node.input[0]) if node.input else None
-            if node.op_type not in REMOVED or node.name in present or None in (position, before):
+            before = fresh.producer(node.input[0]) if node.op_type in REMOVED else None
+            if node.name in positions or before is None or fresh.nodes[before].name not in positions:
                 continue
+            position = positions[fresh.nodes[before].name]
             producer = index.nodes[position]
-            if producer.name != fresh.nodes[before].name or not _clips_at(node, fresh, ends.get(name)):
+            name = producer.output[list(fresh.nodes[before].output).index(node.input[0])]
+            if not _clips_at(node, fresh, ends.get(name)):
                 continue
             inner = claim_name(name, names)
             producer.output[:] = [inner if output == name else output for output in producer.output]
             for reader, place in readers.get(name, ()):
                 index.nodes[index.find_node(reader)].input[place] = inner
             added[position] = copy.deepcopy(node)
-            added[position].input[0] = inner
+            added[position].input[0], added[position].output[0] = inner, name
             graph.initializer.extend(fresh.constants[end] for end in node.input[1:] if {end} - names - {''})
             names.update(node.input)
         pairs = ([node, added.get(position)] for position, node in enumerate(index.nodes))
@@ -292,6 +315,40 @@ def _with_figures(model: onnx.ModelProto, rounded: Iterable[str], layers: Iterab
         add('GlobalAveragePool', f'{name}/square', f'{name}/squares')
     refill(graph, output=outputs)
     return result
+
+
+def _on_floats(node: onnx.NodeProto, source: str) -> onnx.NodeProto:
+    result = copy.deepcopy(node)
+    result.name = node.name.removesuffix(QUANT)
+    result.input[0], result.output[0] = source, f'{node.output[0]}/float'
+    return result
+
+
+def _with_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace operators on codes by float operators and Q/DQ pairs, in place."""
+    graph, nodes = model.graph, []
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type not in ON_CODES:
+            nodes.append(node)
+            continue
+        (x, weight, written), (*bias,) = (node.input[:3], node.input[3:6], node.input[6:8]), node.input[8:]
+        name, groups = node.name.removesuffix(QUANT), [x, weight]
+        if bias and {x[1], weight[1]} <= arrays.keys():
+            scale = numpy_helper.from_array(arrays[x[1]] * arrays[weight[1]], f'{name}/scale')
+            graph.initializer.append(scale)
+            groups.append([*bias, scale.name])
+        axis = dict(axis=0 if node.op_type == 'QLinearConv' else 1)
+        inputs = [f'{name}/{place}' for place in range(len(groups))]
+        for group, output in zip(groups, inputs, strict=True):
+            axes = dict(axis=0) if group is groups[-1] and len(groups) > 2 else axis
+            nodes.append(helper.make_node('DequantizeLinear', group, [output], output, **axes))
+        nodes.append(helper.make_node(ON_CODES[node.op_type], inputs, [f'{name}/values'], name))
+        nodes[-1].attribute.extend(node.attribute)
+        pair = [f'{name}/values', *written]
+        nodes.append(helper.make_node('QuantizeLinear', pair, node.output, f'{name}/QuantizeLinear'))
+    refill(graph, node=nodes)
+    return model
 
 
 def _rounding(node: onnx.NodeProto, arrays: Mapping[str, np.ndarray]) -> Rounding | None:

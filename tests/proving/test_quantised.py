@@ -51,8 +51,8 @@ class Reader(CalibrationDataReader):
         return next(self.batches, None)
 
 
-def quantise(source, target, batches, kind):
-    settings = dict(quant_format=QuantFormat.QDQ, per_channel=True, weight_type=QuantType.QInt8)
+def quantise(source, target, batches, kind, form=QuantFormat.QDQ):
+    settings = dict(quant_format=form, per_channel=True, weight_type=QuantType.QInt8)
     settings |= dict(activation_type=kind, op_types_to_quantize=['Conv', 'Relu', 'Clip'])
     quantize_static(source, target, Reader(batches), **settings)
 
@@ -136,6 +136,17 @@ def test_a_file_of_nncf_does_so_and_its_ranges_and_corrections_fit_the_values(by
     if fault == 'bias':
         name, new, where = 'bb/moved', row(9), '/b/Conv'
     found = differences(changed(file, name, new))
+    assert where in found if fault else not found
+
+
+@pytest.mark.parametrize('fault', ['', *WRONG, 'bias', 'range of an input'])
+def test_a_file_of_operators_on_codes_is_compared_too(tmp_path, fault):
+    onnx.save(export(), tmp_path / 'm.onnx')
+    form = QuantFormat.QOperator
+    quantise(tmp_path / 'm.onnx', tmp_path / 'q.onnx', samples(0, 8), QuantType.QInt8, form)
+    name, new, where = {**WRONG, **BIASES}.get(fault, ('wb_quantized', np.array, None))
+    name = name.removeprefix('r') if name[0] == 'r' else name  # such tensors have a convolution's name
+    found = differences(changed(onnx.load(tmp_path / 'q.onnx'), name, new))
     assert where in found if fault else not found
 
 
