@@ -79,11 +79,12 @@ def tensor_rows(
     subject: Subject, sample: Sample, want: Step, got: Step, state: Any
 ) -> tuple[Step, Step, list[TensorRow]]:
     """Align both steps and compare their tensors; float64 tells what is rounding."""
+    ran = got
     want, got, rows = subject.align(sample, want, got)
     sides, rows = (want.tensors, got.tensors), [*rows]
     rounding = (lambda draws: want.rounding) if want.rounding else None
     if subject.module is not None and sample.mode != 'free':  # the drift of an own memory is no rounding
-        rounding = rounding_of(subject.module, sides[0], lambda: subject.tensors(sample, state, got))
+        rounding = rounding_of(subject.module, sides[0], lambda: subject.tensors(sample, state, ran))
     if any(sides) and subject.spec is None:
         rows += compare_named(*sides, subject.rtol, rounding=rounding, bars=subject.bars)
     elif any(sides):

@@ -270,6 +270,31 @@ def test_a_forced_file_gets_the_memory_of_pytorch_and_a_free_one_its_own():
     assert np.allclose(errors, [1e-3, 1e-3, 1e-3, 1e-3, 2e-3, 3e-3], rtol=0.01)  # drift adds up
 
 
+class Renamed(Sums):
+    """Compares y as z, and keeps the step of the file with which PyTorch runs in float64."""
+
+    module = torch.nn.Identity()
+
+    def align(self, sample, want, got):
+        return *(dataclasses.replace(step, tensors={'z': step.tensors['y']}) for step in (want, got)), ()
+
+    def tensors(self, sample, state, got):
+        self.given_step = got
+        return {'z': self.want(sample, state).tensors['y']}
+
+
+def test_pytorch_in_float64_gets_the_files_own_tensors_not_the_compared_ones():
+    subject = Renamed()
+    altered(
+        subject,
+        'got',
+        lambda step: dataclasses.replace(step, tensors={'y': step.tensors['y'] * 1.0002}),
+        (3,),
+    )
+    (line,) = failures(subject)
+    assert 'z' in line and [*subject.given_step.tensors] == ['y']
+
+
 def test_a_missing_tensor_fails():
     subject = Sums()
     altered(subject, 'got', lambda step: dataclasses.replace(step, tensors={}), (1, 2, 3))
