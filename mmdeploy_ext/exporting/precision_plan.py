@@ -196,7 +196,8 @@ def quantised_as(model: onnx.ModelProto, fresh: onnx.ModelProto) -> onnx.ModelPr
     props = entries_of(model.metadata_props)
     try:
         has_7_bits, kept = '7 bits' in props['int8.weights'], ast.literal_eval(props['int8.float_layers'])
-    except (KeyError, SyntaxError, ValueError) as error:
+        kept = {*kept}
+    except (LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise ModelFileError(f'int8.* in its metadata is damaged: {error}; quantise it again') from error
     quantiser = DenseQuantiser(DenseGraph(fresh), has_7_bits)
     layers = [layer.name for layer in quantiser.graph.layers if layer.name not in kept]

@@ -89,7 +89,7 @@ def module_of(node: onnx.NodeProto) -> tuple[str, str]:
         if entry.key == SCOPES:
             try:
                 scopes = ast.literal_eval(entry.value)
-            except (ValueError, SyntaxError):
+            except (MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
                 scopes = None
             is_list = isinstance(scopes, list) and len(scopes) >= 2
             return (str(scopes[-2]) if is_list else ''), 'metadata'  # the last scope is the operation itself

@@ -24,6 +24,7 @@ from mmdeploy_ext.exporting.precision_plan import (
     with_plan,
     with_plan_of,
 )
+from mmdeploy_ext.graphs.io.files import SCOPES, module_of
 from mmdeploy_ext.graphs.signature import differences
 from mmdeploy_ext.proving.file_checks import compare_with_fresh_export
 from mmdeploy_ext.spec.metadata import BF16
@@ -112,6 +113,17 @@ def quantised():
     model = finish_model(quantiser.graph, quantiser.network(['a', 'c']), facts)
     record(model, quantiser)
     return model
+
+
+@pytest.mark.parametrize('text', ['3', 'None', '{[]}', '-' * 50_000 + '1', '[[1]]', "['b'"])
+def test_layers_that_cannot_be_read_are_refused_by_their_key(text):
+    model = quantised()
+    next(entry for entry in model.metadata_props if entry.key == 'int8.float_layers').value = text
+    found = compare_with_fresh_export(model, export, edits=[QUANTISE])
+    assert not found.passed and 'int8.* in its metadata' in found.error
+    node = helper.make_node('Relu', ['x'], ['y'], '/a/Relu')
+    node.metadata_props.add(key=SCOPES, value=text)
+    assert module_of(node) == ('', 'metadata')
 
 
 def planned():
