@@ -28,7 +28,7 @@ from mmdeploy_ext.graphs.passes.fp16 import BF16_OPSET
 from mmdeploy_ext.proving.quantised import UndoneFile
 from mmdeploy_ext.spec.metadata import BF16, OF_SPARSE_GRAPHS, PREFIX
 from mmdeploy_ext.spec.registry import registration_of
-from mmdeploy_ext.spec.results import AS_WRITTEN, EDITED, Check, GraphDifference, GraphResult
+from mmdeploy_ext.spec.results import AS_WRITTEN, Check, GraphDifference, GraphResult
 from mmdeploy_ext.spec.tensors import written_precision
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ def not_compared(
     name: str, nodes: int, edits: Sequence[str], *, edited: bool, written: bool, planned: bool = False
 ) -> GraphResult | None:
     """Return the result of a file that needs no fresh export, else None; `planned`: see `plan_of`."""
-    if written or edited:
-        return GraphResult(name, nodes, False, left_out=AS_WRITTEN if written else EDITED)
+    if written:
+        return GraphResult(name, nodes, False, left_out=AS_WRITTEN)
     others = [edit for edit in edits if not edit.startswith(QUANTISE)]
-    if planned or not others:
+    if planned or edited or not others:
         return None
     commands = ', '.join(dict.fromkeys(others))
     error = f'edited by graph {commands}: pass --edited to compare only the outputs'

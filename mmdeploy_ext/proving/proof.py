@@ -40,7 +40,7 @@ from mmdeploy_ext.runtime.tasks import place_text
 from mmdeploy_ext.spec import digest
 from mmdeploy_ext.spec.matching import accept_rest
 from mmdeploy_ext.spec.metadata import BF16, Metadata, read_metadata
-from mmdeploy_ext.spec.results import Check, accept_masks, accept_rate
+from mmdeploy_ext.spec.results import EDITED, Check, accept_masks, accept_rate
 from mmdeploy_ext.spec.verdict import Finding, Results, Verdict, library_findings
 from mmdeploy_ext.upstream.compat import replaced
 
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
 INTERFACE_EDITS = {'fp16', 'set-shape'}
 """Commands that change input or output types or sizes."""
+ONLY_OUTPUTS = 'pass --edited to compare only the outputs'
 BY_OTHERS = f'{QUANTISE} by another tool'
 """Edit of an INT8 file whose tool left mm2onnx's metadata as they were."""
 MAX_MESSAGE_LENGTH = 500
@@ -241,6 +242,8 @@ def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> 
     settings = dict(edited=claims.edited, written=claims.written, planned=planned)
     graph = not_compared(file.name, nodes, file.edits, **settings)
     graph = graph or compare()
+    if claims.edited and not graph.passed:
+        graph = dataclasses.replace(graph, left_out=EDITED, error='')
     proof.results.graphs.append(graph)
     if planned and QUANTISE in file.edits and not graph.left_out and not has_ranges(file.model):
         proof.add_notes([f'{file.path}: {NO_RANGES}'])
@@ -249,7 +252,10 @@ def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> 
         detail = '' if state == digest.WHOLE else digest.DAMAGE
         checks.append(Check('whole, by its digest', state == digest.WHOLE, detail))
     elif state != digest.UNKNOWN and state != digest.WHOLE:
-        proof.add_notes([f'{file.path}: {digest.DAMAGE if state == digest.DAMAGED else digest.REWRITE}'])
+        is_equivalent = not graph.passed and all(check.passed for check in proof.results.checks)
+        advice = f'; {ONLY_OUTPUTS}' if is_equivalent else ''
+        reason = digest.DAMAGE if state == digest.DAMAGED else f'{digest.REWRITE}{advice}'
+        proof.add_notes([f'{file.path}: {reason}'])
     hashes, notes = hash_checks(proof.detector, file.hashes, graph.equal)
     proof.add_notes(notes)
     proof.changed_files += changed_files(file.model_classes, proof.detector.model_classes)

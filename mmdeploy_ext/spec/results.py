@@ -80,7 +80,7 @@ class GraphResult:
         name = f'{self.name}: ' if self.name else ''
         if self.equal:
             result = ', '.join(filter(None, [f'equal to a fresh export ({self.nodes:,} nodes)', self.detail]))
-        elif self.left_out or self.error:
+        elif not self.differences or self.left_out not in ('', EDITED):
             result = self.left_out or self.error
         else:
             places = {entry.where for entry in self.differences}
@@ -89,6 +89,7 @@ class GraphResult:
             differ = f'{kind} differs' if count == 1 else f'{kind}s differ'
             texts = [entry.text for entry in self.differences]
             result = f'{count} {differ} from a fresh export: {first_lines(texts)}'
+            result = f'edited: {result}' if self.left_out else result
         return f'{name}{result}'
 
 

@@ -5,6 +5,7 @@ from unittest import mock
 import onnx
 import pytest
 import torch
+from onnx import helper
 
 from mmdeploy_ext.bench.kinds import IMAGES
 from mmdeploy_ext.cli import graph_app, verify_app
@@ -80,6 +81,23 @@ def test_differences_are_named_by_node_module_and_value(detector, tmp_path):
     assert node.name in graph.text and 'pads' in graph.text and 'atss_cls' in graph.differences[0]
     graph = judged(detector, model, tmp_path, edited=True)
     assert graph.passed and not graph.equal
+    assert graph.text.startswith('edited: ') and node.name in graph.text and 'pads' in graph.text
+
+
+def test_a_file_that_another_tool_rewrote_is_told_how_to_compare_its_outputs(detector, tmp_path):
+    def notes(path):
+        return check_files(detector, path, [('picture', read_image(PICTURE))]).notes
+
+    model, path = onnx.load(toy_file('raw')), str(tmp_path / 'rewritten.onnx')
+    output = model.graph.output[0].name
+    producer = next(node for node in model.graph.node if output in node.output)
+    producer.output[[*producer.output].index(output)] = 'before'
+    model.graph.node.append(helper.make_node('Identity', ['before'], [output]))
+    onnx.save(model, path)
+    assert any('--edited' in note for note in notes(path))
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 7
+    onnx.save(model, path)
+    assert not any('--edited' in note for note in notes(path)), 'its outputs cannot be compared'
 
 
 RULE = """
