@@ -421,6 +421,15 @@ def test_a_level_without_candidates_does_not_move_the_names_of_the_next():
     assert list(mode.found) == ['exp_sizes_1']
 
 
+def test_the_classes_of_a_detector_with_masks_alone_are_those_of_its_last_mask_head():
+    heads = nn.ModuleList([nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)])
+    heads[1].num_classes = 7
+    model = nn.Module()
+    model.roi_head = nn.Module()
+    model.roi_head.mask_head = heads
+    assert TracedFamily().num_classes(model) == 7
+
+
 def test_pytorch_ranks_the_levels_that_a_trace_of_an_older_mmdet_ranks():
     limit = torch.tensor(1000)
     with ranked(load_toy().model, {}):

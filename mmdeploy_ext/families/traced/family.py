@@ -296,7 +296,7 @@ class TracedFamily(ImageFamily):
 
     def num_classes(self, model: nn.Module) -> int:
         roi_head = getattr(model, 'roi_head', None)
-        heads = getattr(roi_head, 'bbox_head', None) if roi_head is not None else None
+        heads = getattr(roi_head, 'bbox_head', None) or getattr(roi_head, 'mask_head', None)
         if heads is not None:
             head = heads[-1] if isinstance(heads, nn.ModuleList) else heads
             return int(head.num_classes)
