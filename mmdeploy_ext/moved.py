@@ -121,6 +121,7 @@ MOVED = {
     'families.hosts': 'families.host_programs',
     'families.imvoxelnet.facts': 'families.imvoxelnet.runtime',
     'families.imvoxelnet.samples': 'families.imvoxelnet.reference',
+    'families.instance': 'families.traced',
     'families.model': 'families.detector',
     'families.nearest': 'families.no_family',
     'families.parts': 'families.common',

@@ -103,6 +103,13 @@ def tensor_of_sizes(rows):
     return rows / rows.new_tensor([rows.shape[0], 1, 2, 3, 4])
 
 
+def only_what_is_left(rows):
+    kept = rows[rows[:, 4] > 60]
+    if len(kept):
+        kept = kept[:5]
+    return kept
+
+
 def data_of_a_tensor(rows):
     return rows + rows.data[:, 2:3].mean()
 
@@ -158,7 +165,7 @@ def test_a_decision_that_tensors_can_make_stays_in_the_graph(function):
     assert found == [(True, True)] * 4
 
 
-@pytest.mark.parametrize('function', [empty_selection, reshaped_selection])
+@pytest.mark.parametrize('function', [empty_selection, reshaped_selection, only_what_is_left])
 def test_an_example_without_a_selected_row_does_not_decide_for_other_pictures(function):
     assert answers(function, boxes(12, scale=0.1), boxes(12, 1), boxes(12, 2, 0.1)) == [(True, True)] * 3
 

@@ -13,6 +13,7 @@ import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 import mmdet3_detectors_golden as golden
 from drawn_weights import drawn
 from marking import in_suite
+from mmdeploy_ext.exporting.traced.whole import Whole, trace
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.upstream.models.catalogue import MODELS_2D, register_all
@@ -76,10 +77,15 @@ def test_the_modules_of_its_graph_find_the_same(case):
         img_shape=torch.tensor([golden.SHAPE], dtype=torch.float32),
         scale_factor=torch.tensor([[*golden.SCALE] * 2]),
         ori_shape=torch.tensor(golden.ORIGINAL),
+        border=torch.zeros(1, 2),
     )
     with torch.no_grad():
         for stage in family.stages(model, options):
-            outputs = stage.module(*[tensors[name] for name in stage.inputs])
+            inputs = [tensors[name] for name in stage.inputs]
+            outputs = stage.module(*inputs)
+            if isinstance(stage.module, Whole):
+                trace(stage.module, inputs)
+                outputs = [stage.module.found[name] for name in stage.outputs]
             tensors.update(zip(stage.outputs, outputs, strict=True))
     masks = tensors['masks'][0].numpy() if 'masks' in tensors else None
     check(tensors['dets'][0].numpy(), tensors['labels'][0].numpy(), masks, expected)

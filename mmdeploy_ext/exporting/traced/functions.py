@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from mmdeploy_ext.base.errors import ExportError
 from mmdeploy_ext.exporting.substitution import configs_in
+from mmdeploy_ext.exporting.traced.instance_masks import condinst_masks, rtmdet_masks
 from mmdeploy_ext.exporting.traced.mode import (
     DROPPED,
     SHADOWS,
@@ -110,6 +111,11 @@ def segm2result(method: Any) -> Any:
         return dict(scores=cls_scores, labels=det_labels), dict(masks=mask_preds)
 
     return results
+
+
+def boxed_masks(method: Any) -> Any:
+    """`InstanceMaskDetector.of_classes`."""
+    return lambda _, dets, labels, masks: dict(dets=dets, labels=labels, masks=masks)
 
 
 # functions whose Python decides by numbers
@@ -416,6 +422,7 @@ def _overlaps(first: torch.Tensor, second: torch.Tensor, eps: float = 1e-6) -> t
 RESULT_FUNCTIONS = {('core.bbox.transforms', 'bbox2result'): lambda function: bbox2result}
 RESULT_METHODS = {
     ('FCNMaskHead', 'get_seg_masks'): box_masks,
+    ('InstanceMaskDetector', 'of_classes'): boxed_masks,
     ('YOLACTProtonet', 'get_seg_masks'): yolact_masks,
     ('SingleStageInstanceSegmentor', 'format_results'): scored_masks,
     ('', 'segm2result'): segm2result,
@@ -433,8 +440,10 @@ FUNCTIONS = {
 """End of a module's name, function -> what replaces the function."""
 METHODS = {
     **RESULT_METHODS,
+    ('CondInst', 'masks'): condinst_masks,
     ('DeformConv2d', 'forward'): deform_forward,
     ('PAAHead', 'score_voting'): score_voting,
+    ('RTMDetIns', 'masks'): rtmdet_masks,
     ('SingleRoIExtractor', 'forward'): roi_forward,
 }
 """Class ('': any), method -> what replaces the method."""

@@ -494,6 +494,9 @@ class Tracing(TorchFunctionMode):
         if name == '__bool__' and (known := self._emptiness.get(id(tensor))) and known[0] is tensor:
             self.record('empty', name, known[1], None)
             return known[1]
+        if name == '__bool__' and self._counts.get(id(tensor)) is tensor and not tensor.is_floating_point():
+            self.record('empty', name, True, None)
+            return True
         with untraced():
             value = function(*args, **kwargs)
         if name in ('__bool__', 'is_nonzero'):

@@ -27,6 +27,8 @@ from mmdeploy_ext.upstream.models.building import registered_class
 heads = mmdet_module('mmdet.models.dense_heads')
 OTHERS = heads.DETRHead, heads.CornerHead, heads.YOLACTHead
 """Base classes of heads of queries, and of heads whose test path is traced."""
+MASKED = 'RTMDetInsSepBNHead', 'CondInstBboxHead'
+"""Names of heads with masks, whose test path is traced."""
 
 
 class DenseFamily(ImageFamily):
@@ -42,7 +44,7 @@ class DenseFamily(ImageFamily):
     def claims(self, cfg: Any) -> Claim:
         head = registered_class(HEADS, detector_parts.part_cfg(cfg.model, 'bbox_head').get('type'))
         detector = detector_parts.detector_of(cfg)
-        if head is None or issubclass(head, OTHERS):
+        if head is None or issubclass(head, OTHERS) or nearest_base(head, MASKED):
             return Claim.NO
         if detector is not None and not issubclass(detector, SingleStageDetector):
             return Claim.NO  # an unregistered detector is claimed: building it fails with its name

@@ -25,4 +25,5 @@ register_family(
 )
 RUNTIME = 'mmdeploy_ext.families.traced.runtime'
 register_files('corner', f'{RUNTIME}:CornerFacts', RUNTIME)
+register_files('instance', f'{RUNTIME}:InstanceFacts', RUNTIME)
 register_files('yolact', f'{RUNTIME}:YolactFacts', RUNTIME)

@@ -71,6 +71,19 @@ class YolactFacts(Facts):
     num_classes: Count
 
 
+@dataclasses.dataclass(frozen=True)
+class InstanceFacts(Facts):
+    """Facts in files of 0.3.0 of RTMDet-Ins, CondInst and BoxInst."""
+
+    score_thr: float
+    iou_thr: Fraction
+    mask_thr: Fraction
+    min_size: float
+    nms_pre: Limit
+    max_per_img: Count
+    num_classes: Count
+
+
 RUNNERS = {'full': 'with_postprocess'}
 
 

@@ -7,7 +7,6 @@ of a map, H, W network input in pixels.
 
 import functools
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
@@ -452,10 +451,15 @@ class InstanceMaskDetector(SingleStageDetector):
                 features, rest[..., :-3], rest[..., -3:], self.cells(features), **self.layers_of_masks()
             )
             masks = self.masks(logits, meta)
-        by_class = [[] for _ in range(head.num_classes)]
-        for label, mask in zip(labels[: len(masks)].tolist(), masks.cpu().numpy(), strict=True):
+        return self.of_classes(dets, labels[: len(dets)], masks)
+
+    def of_classes(
+        self, dets: torch.Tensor, labels: torch.Tensor, masks: torch.Tensor
+    ) -> tuple[list[Any], list[list[Any]]]:
+        by_class = [[] for _ in range(self.bbox_head.num_classes)]
+        for label, mask in zip(labels.tolist(), masks.cpu().numpy(), strict=True):
             by_class[label].append(mask)
-        return bbox2result(dets, labels[: len(dets)], head.num_classes), by_class
+        return bbox2result(dets, labels, len(by_class)), by_class
 
 
 class FusedFeatures(nn.Module):
@@ -551,7 +555,8 @@ def mask_size(input_hw: Sequence[int], scale_factor: Sequence[float]) -> list[in
     that gives a whole number its rounding errors decide, and `ROUNDED` here.
     """
     pairs = zip(input_hw, scale_factor, strict=False)
-    return [math.ceil(float(side) / float(factor) - ROUNDED) for side, factor in pairs]
+    sizes = [torch.as_tensor(side) / torch.as_tensor(factor) for side, factor in pairs]
+    return [int(torch.ceil(size - ROUNDED)) for size in sizes]
 
 
 @registered_if_named(HEADS)
