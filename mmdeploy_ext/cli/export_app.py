@@ -206,6 +206,8 @@ def print_held(detector: Detector) -> None:
         print(f'your test path is traced whole, since: {detector.refused}')
     for line in getattr(facts, 'escapes', ()):
         print(f"the file holds this of the example, guarded by its output 'valid': {line}")
+    if ends_in := getattr(facts, 'ends_in', ''):
+        print(f'the graph ends where your code leaves the tensors: its outputs are arguments of {ends_in}')
     if difference := getattr(facts, 'difference', ''):
         print(f'traces of two images differ, first in {difference}')
 

@@ -156,6 +156,8 @@ def without_result(proof: Proof, picture: np.ndarray, first: InputReference) -> 
     was_empty = any(row.reference == 0 for case in proof.results.cases for row in case.detections)
     if detector.family.name != TRACED or not thresholds or was_empty:
         return []
+    if detector.family.reference(detector.model).results_left_out(proof.files[0].options):
+        return []
     usual, unpassed = first.results, dataclasses.replace(first.input, name=UNPASSED, traced=False)
     with contextlib.ExitStack() as stack:
         for config in thresholds:

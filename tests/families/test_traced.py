@@ -89,6 +89,31 @@ class HeadWithABoxForNothing(ATSSHead):
         return [(boxes, labels)]
 
 
+@HEADS.register_module()
+class HeadThatMergesInNumpy(ATSSHead):
+    def get_bboxes(self, *args, **kwargs):
+        ((boxes, labels),) = super().get_bboxes(*args, **kwargs)
+        return [self.merged(boxes, labels)]
+
+    def merged(self, boxes, labels):
+        rows = np.array(boxes.cpu().numpy())
+        kept = [index for index, row in enumerate(rows) if row[4] > 0.06]
+        return torch.from_numpy(rows[kept]), torch.from_numpy(np.array(labels.cpu().numpy())[kept])
+
+
+def test_a_graph_ends_where_code_leaves_the_tensors_and_the_verdict_says_so(tmp_path):
+    config, path = with_head(tmp_path, 'HeadThatMergesInNumpy'), tmp_path / 'm.onnx'
+    exported = mmdeploy_ext.export(config, CHECKPOINT, path, whole='traced', height=64, width=96)
+    metadata = read_metadata(path)
+    assert metadata.spec.output_names == ['boxes', 'labels', 'valid']
+    assert metadata.postprocess.ends_in.startswith('bbox_head.merged() ')
+    verdict = exported.prove()
+    assert verdict.proven, verdict.failures
+    assert any('bbox_head.merged()' in note for note in verdict.notes)
+    with mmdeploy_ext.open_model(path) as model, pytest.raises(UsageError, match='merged'):
+        model(np.zeros((90, 120, 3), np.uint8))
+
+
 def test_a_result_for_nothing_that_a_trace_does_not_have_is_not_proven(tmp_path):
     config = with_head(tmp_path, 'HeadWithABoxForNothing')
     settings = {'model.test_cfg.score_thr': 0.0}  # so that every image has results

@@ -147,6 +147,16 @@ def place() -> tuple[str, int]:
     return '', 0
 
 
+def methods_outwards() -> list[tuple[Any, str]]:
+    """Return object and name of each method that runs, innermost first."""
+    found, frame = [], sys._getframe(1)
+    while frame is not None:
+        if (owner := frame.f_locals.get('self')) is not None:
+            found.append((owner, frame.f_code.co_name))
+        frame = frame.f_back
+    return found
+
+
 class BorderNames:
     """Names of the tensors where rounding decides, the same in a trace and in eager PyTorch."""
 
@@ -195,6 +205,7 @@ class Tracing(TorchFunctionMode):
             all rows, and those that it would drop have a score below 0.
         regions: with `caps`, which regions are proposals (R,) bool; None before the first regions.
         entered: with `caps`, name of a counter -> boxes of an NMS ().
+        left: file and line that reads computed values -> objects and names of its methods, innermost first.
     """
 
     def __init__(
@@ -216,6 +227,7 @@ class Tracing(TorchFunctionMode):
         self.borders: dict[str, torch.Tensor] = {}
         self.names = BorderNames(counts)
         self.suppressed: Suppressed | None = None
+        self.left: dict[tuple[str, int], list[tuple[Any, str]]] = {}
         self._depends: dict[int, bool] = {}
         self._views: dict[int, tuple[torch.Tensor, torch.Tensor, Any]] = {}
         self._counts: dict[int, torch.Tensor] = {}
@@ -452,6 +464,8 @@ class Tracing(TorchFunctionMode):
         if isinstance(source, torch.Tensor):
             constant = self.of_sizes(source) and not self.selected(source)
         self.escapes.append(Escape(kind, name, file, line, value, constant))
+        if kind == 'value' and not constant:
+            self.left.setdefault((file, line), methods_outwards())
         if kind == 'value' and holds is not None:
             self.conditions.append(holds.reshape(()).to(torch.bool))
 

@@ -9,7 +9,9 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import inspect
 import itertools
+import types
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -171,10 +173,12 @@ class Whole(nn.Module):
         rows: int = 0,
         caps: Caps | None = None,
         form: str = 'full',
+        end: End | None = None,
     ) -> None:
         super().__init__()
         self.model, self.names, self.inputs, self.borders = model, names, inputs, borders
-        self.cut, self.rows, self.caps, self.form = cut, rows, caps, form
+        self.cut, self.rows, self.caps, self.form, self.end = cut, rows, caps, form, end
+        self.results: list[int] = []
         self.calls: NetworkCalls | None = None
         self.mode: Tracing | None = None
 
@@ -209,8 +213,8 @@ class Whole(nn.Module):
                 stack.enter_context(outer_calls(self.model, self.calls.done, self.calls.begin))
             metas = metas_of(given)
             with Tracing(tensors, self.cut.counts if self.cut else {}, self.caps) as self.mode:
-                result = self.model.simple_test(given['input'], metas, rescale=True)
-            rows, conditions = self._rows(named(result))
+                result = self._run(given, metas)
+            rows, conditions = self._rows(result)
             valid = self.mode.valid(conditions)
             if NETWORK_VALID in given:
                 valid = valid & given[NETWORK_VALID][0]
@@ -219,11 +223,21 @@ class Whole(nn.Module):
         results = tuple(self.found[name].clone() for name in self.names or self.found)
         return (*results, *(self.mode.borders[name] for name in self.borders))
 
+    def _run(self, given: Mapping[str, torch.Tensor], metas: Any) -> dict[str, torch.Tensor]:
+        if self.end is None:
+            return named(self.model.simple_test(given['input'], metas, rescale=True))
+        with self.end.reached(self.model) as found:
+            self.model.simple_test(given['input'], metas, rescale=True)
+        return found
+
     def _rows(
         self, result: dict[str, torch.Tensor]
     ) -> tuple[dict[str, torch.Tensor], Sequence[torch.Tensor]]:
         """Return the results, and the conditions under which they are right."""
-        mode, rows = self.mode, sorted_rows(result)
+        mode, self.results = self.mode, list(map(value_of, result.values()))
+        if self.end:
+            return {name: one for name, one in result.items() if mode.depends(one)}, mode.conditions
+        rows = sorted_rows(result)
         if last := mode.suppressed:
             self.last_values = set(map(value_of, (*last.tensors, *last.conditions)))
         if self.form == 'decode':
@@ -239,8 +253,8 @@ class Whole(nn.Module):
         metas, network = eager_metas(given), self.cut.results(given) if self.cut else {}
         given_maps = substituted(self.model, network)
         with named_results(self.model), torch.no_grad(), ranked(self.model, {}) as mode, given_maps:
-            result = self.model.simple_test(given['input'], metas, rescale=True)
-        rows = sorted_rows(named(result))
+            result = self._run(given, metas)
+        rows = result if self.end else sorted_rows(result)
         if self.form == 'decode' and mode.suppressed:
             rows = dict(zip(CANDIDATES, list(mode.suppressed.values())[-1], strict=True))
         rows |= {VALID: torch.ones((), dtype=torch.bool)}
@@ -473,6 +487,56 @@ def trace(whole: Whole, tensors: Sequence[torch.Tensor]) -> torch._C.Graph:
 
 
 @dataclasses.dataclass(frozen=True)
+class End:
+    """The method where a test path leaves the tensors for Python or numpy; its arguments are the results.
+
+    Attributes:
+        path: of the method in the model, such as `panoptic_fusion_head.simple_test`.
+        line: first line that reads values, FILE:LINE.
+    """
+
+    path: str
+    line: str
+
+    @contextlib.contextmanager
+    def reached(self, model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+        """Run a test path up to the method in the block; the dict gets the tensors that it takes."""
+        owner, _, name = self.path.rpartition('.')
+        part, found = model.get_submodule(owner), {}
+        method = getattr(part, name)
+
+        def keep(*args: Any, **kwargs: Any) -> Any:
+            given = inspect.signature(method).bind(*args, **kwargs).arguments
+            tensors = nested(dict(given), lambda one: one if isinstance(one, torch.Tensor) else None)
+            found.update(named(tensors))
+            raise Reached
+
+        with mock.patch.object(part, name, keep), contextlib.suppress(Reached):
+            yield found
+
+
+def end_of(model: nn.Module, whole: Whole, places: Container[tuple[str, int]] | None = None) -> End | None:
+    """Return the innermost method of a module where a trace left the tensors, first or at one of `places`."""
+    paths = {id(module): path for path, module in model.named_modules() if path}
+    for (file, line), methods in whole.mode.left.items() if whole.mode else ():
+        for owner, name in methods if places is None or (file, line) in places else ():
+            if id(owner) in paths and not isinstance(getattr(nn.Module, name, None), types.FunctionType):
+                return End(f'{paths[id(owner)]}.{name}', f'{place_of_line(file)}:{line}')
+    return None
+
+
+def unlike(first: Sequence[Escape], second: Sequence[Escape]) -> set[tuple[str, int]]:
+    """Return the places that loop, or compute in Python, over values that differ between two traces."""
+    values: dict[tuple[str, int], tuple[list[str], list[str]]] = {}
+    for side, escapes in enumerate((first, second)):
+        for one in escapes:
+            if one.kind == 'value' and not one.constant:
+                value = '' if one.name == '__bool__' else repr(one.value)  # a branch is not left for good
+                values.setdefault((one.file, one.line), ([], []))[side].append(value)
+    return {place for place, sides in values.items() if sides[0] != sides[1]}
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """What two traces say of a whole test path.
 
@@ -485,6 +549,7 @@ class Layout:
         cut: where the network ends; without calls it is no stage of its own.
         candidates: inner tensors in front of the last NMS, then its boxes and scores; () without an NMS.
         read: inputs that these depend on.
+        end: where the test path leaves the tensors, or None.
     """
 
     outputs: dict[str, tuple[str, int]]
@@ -495,6 +560,7 @@ class Layout:
     cut: Cut
     candidates: tuple[str, ...] = ()
     read: tuple[str, ...] = ()
+    end: End | None = None
 
     @property
     def suppresses(self) -> bool:
@@ -503,6 +569,10 @@ class Layout:
 
 UNKNOWN = '', ''
 """Candidates of a layout of one run: a head may suppress nothing without a result."""
+
+
+RESULTS = {'dets', 'labels', 'masks', 'scores', 'boxes', VALID}
+"""Results that commands know; others come from code behind the tensors."""
 
 
 class Layouts(dict[bool, Layout]):
@@ -530,26 +600,41 @@ def outline_of(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> Layout:
 
 
 def layout_of(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> Layout:
-    """Trace a test path twice, with other pictures, at two `sizes` (H, W), which may be equal."""
-    wholes = [Whole(model).eval() for _ in sizes]
-    wholes[0].calls = NetworkCalls(wholes[0], network_of(model, sizes[0]))
-    first, second = (
-        trace(whole, example(model, size, seed, INPUTS))
-        for seed, (whole, size) in enumerate(zip(wholes, sizes, strict=True))
-    )
-    cut, candidates, read = wholes[0].calls.cut(first), (), ()
-    if (last := wholes[0].mode.suppressed) and wholes[1].mode.suppressed:
-        candidates, read = (*last.borders, *last.names), _used(first, INPUTS, wholes[0].last_values)
-    borders = [name for name in wholes[0].mode.borders if name in wholes[1].mode.borders]
+    """Trace a test path twice, with other pictures, at two `sizes` (H, W), which may be equal.
+
+    A test path that leaves the tensors for good is traced again, up to there.
+    """
+    first, second = (Whole(model).eval() for _ in sizes)
+    first.calls = NetworkCalls(first, network_of(model, sizes[0]))
+    examples = [example(model, size, seed, INPUTS) for seed, size in enumerate(sizes)]
+    try:
+        graph, other = trace(first, examples[0]), trace(second, examples[1])
+        places = unlike(first.mode.escapes, second.mode.escapes)
+        is_known = first.found.keys() <= RESULTS
+        is_left = not is_known or not all(_used(graph, INPUTS[:1], {value}) for value in first.results)
+        end = end_of(model, first, None if is_left else places)
+    except Exception:
+        if (end := end_of(model, first)) is None:
+            raise
+    if end:
+        first, second = (Whole(model, end=end).eval() for _ in sizes)
+        graph, other = trace(first, examples[0]), trace(second, examples[1])
+    cut = Cut({}, refusal=f'the graph ends in {end.path}') if end else first.calls.cut(graph)
+    borders = [name for name in first.mode.borders if name in second.mode.borders]
+    candidates, read = (), ()
+    if (last := first.mode.suppressed) and second.mode.suppressed and not end:
+        candidates = (*(name for name in last.borders if name in borders), *last.names)
+        read = _used(graph, INPUTS, first.last_values)
     return Layout(
-        _types(wholes[0].found),
-        _used(first, INPUTS),
-        tuple(_held(*(whole.mode.escapes for whole in wholes))),
+        _types(first.found),
+        _used(graph, INPUTS),
+        tuple(_held(first.mode.escapes, second.mode.escapes)),
         tuple(name for name in borders if name not in cut.borders),
-        first_difference(first, second),
+        first_difference(graph, other),
         cut,
-        tuple(name for name in candidates if name in (*borders, *last.names)) if candidates else (),
+        candidates,
         read,
+        end,
     )
 
 

@@ -130,7 +130,7 @@ class TracedFamily(ImageFamily):
             sizes = [(height, height), tuple(other)]
             choices = [sizes] if size is None else [sizes, [size, size]]
             found[traced] = first_layout(model, choices, layout_of if traced else outline_of)
-        self.task = task_of(model, found[traced])
+        self.task = task_of(model, found[traced], traced)
         self.reads_ori_shape = self.task != 'bbox2d' or 'ori_shape' in found[traced].used
         return found[traced]
 
@@ -153,7 +153,8 @@ class TracedFamily(ImageFamily):
         """Return the constant number of results in a graph of batches; 0 for a graph of one image."""
         if options.max_candidates:
             return capped(options.max_candidates, self.max_per_img(model))
-        if options.form == 'decode' or (not options.dynamic and options.batch == 1):
+        is_of_image = options.form == 'decode' or self.layout(model).end is not None
+        if options.batch == 1 and (is_of_image or not options.dynamic):
             return 0
         cut, rows = self.layout(model).cut, max(self.max_per_img(model), 0)
         if options.batch != 1 and not (cut.calls and rows):
@@ -210,6 +211,8 @@ class TracedFamily(ImageFamily):
             reads_size = options.dynamic and not {'img_shape', 'ori_shape'}.isdisjoint(used)
             inputs[0] = dataclasses.replace(image, unused=not reads_size)
             inputs += self._maps(model, batch, options)
+        if layout.end:
+            return GraphSpec(name, tuple(inputs), (*arguments_of(layout), _valid(1)))
         outputs = self._outputs(layout, batch, rows or 'n')
         for option, counter in COUNTERS.items():
             if options[option] and layout.suppresses:
@@ -270,6 +273,9 @@ class TracedFamily(ImageFamily):
             borders = layout.candidates[:-2]
             whole = Whole(model, names, inputs, borders, form='decode')
             return [Stage('whole', whole, inputs, (*names, *borders))]
+        if layout.end:
+            whole = Whole(model, names, inputs, layout.borders, end=layout.end)
+            return [Stage('whole', whole, inputs, (*names, *layout.borders))]
         caps = self.caps(model, options)
         borders = () if rows else layout.borders  # others are padded, or inside of a loop over images
         outputs = (*names, *borders)
@@ -292,6 +298,7 @@ class TracedFamily(ImageFamily):
             test_cfg=test_cfg,
             escapes=tuple(map(line_of, layout.escapes)),
             difference=layout.difference,
+            ends_in='' if layout.end is None else f'{layout.end.path}() ({layout.end.line})',
         )
 
     def num_classes(self, model: nn.Module) -> int:
@@ -371,6 +378,8 @@ def has_soft_nms(settings: Any) -> bool:
 def check_form(layout: Layout, options: Options) -> None:
     """Raise UsageError if a test path has no such form."""
     typed = f'--postprocess {options.form}'
+    if layout.end and options.max_candidates:
+        raise UsageError(f'--max-candidates: the graph ends in {layout.end.path}; omit the option')
     if options.form in ('raw', 'post') and not layout.cut.calls:
         raise UsageError(f'{typed}: the test path has no network of its own ({layout.cut.refusal})')
     if options.form == 'decode' and not layout.candidates:
@@ -381,6 +390,15 @@ def check_form(layout: Layout, options: Options) -> None:
 
 def _valid(batch: int | str) -> TensorSpec:
     return TensorSpec(VALID, 'bool', (batch,), MEANINGS[VALID], compare='detections')
+
+
+def arguments_of(layout: Layout) -> list[TensorSpec]:
+    """Return the outputs of a graph that ends where code leaves the tensors."""
+    return [
+        TensorSpec(name, dtype, (1, *(f'{name}_{axis}' for axis in range(1, rank))), layout.end.path)
+        for name, (dtype, rank) in layout.outputs.items()
+        if name != VALID
+    ]
 
 
 CANDIDATES_OF_IMAGE = tuple(
@@ -404,11 +422,13 @@ MEANINGS = dict(
 )
 
 
-def task_of(model: nn.Module, layout: Layout) -> str:
+def task_of(model: nn.Module, layout: Layout, traced: bool) -> str:
     names = set(layout.outputs) - {VALID}
     for outputs, task in TASKS:
         if names == outputs:
             return task
+    if layout.end or not traced:
+        return 'bbox2d'
     raise ConfigError(
         f'{type(model).__name__}: its test path returns {", ".join(sorted(names))}; expected boxes and '
         'labels of bbox2result, with or without masks'

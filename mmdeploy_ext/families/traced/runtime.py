@@ -36,6 +36,7 @@ class TracedFacts(Facts):
         test_cfg: numbers of the model's `test_cfg`, nested.
         escapes: lines of code whose result for the example is in the graph; `valid` tells where it is
             another one.
+        ends_in: method whose arguments are the outputs, and the line that leaves the tensors; or ''.
         difference: first node in which traces of two pictures differ; '' if they are equal.
     """
 
@@ -45,6 +46,7 @@ class TracedFacts(Facts):
     test_cfg: Mapping[str, Any]
     escapes: tuple[str, ...] = ()
     difference: str = ''
+    ends_in: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,11 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
             `valid` (B,).
         feeds: `ori_shape` and `scale_factor` for masks in the frame of boxes.
     """
+    if ends_in := getattr(metadata.postprocess, 'ends_in', ''):
+        raise UsageError(
+            f'{ends_in}: this file ends where your code leaves the tensors; call the method with its outputs '
+            f'{", ".join(metadata.spec.output_names)}'
+        )
     if metadata.form not in ('full', 'post'):
         raise UsageError(
             f'--postprocess {metadata.form}: this file has no results; your program makes them of '
