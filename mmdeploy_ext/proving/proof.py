@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.config import disagreements
-from mmdeploy_ext.base.errors import InferenceError, one_line
+from mmdeploy_ext.base.errors import InferenceError, ModelFileError, one_line
 from mmdeploy_ext.base.files import sha256_file
 from mmdeploy_ext.base.source_code import changed_files, other_copies, versions, versions_with_places
 from mmdeploy_ext.base.user_modules import libraries_not_run
@@ -238,7 +238,10 @@ def data_hashes(paths: Iterable[str | Path]) -> dict[str, dict[str, str]]:
 def check_graph(proof: Proof, file: Any, compare: Callable[[], GraphResult]) -> list[Check]:
     """Compare a file's graph with `compare`; return checks of its hashes."""
     nodes, claims = count_nodes(file.model), proof.claims
-    planned = plan_of(file.model, file.edits) is not None
+    try:
+        planned = plan_of(file.model, file.edits) is not None
+    except ModelFileError as error:
+        raise ModelFileError(f'{file.path}: {error}') from error
     settings = dict(edited=claims.edited, written=claims.written, planned=planned)
     graph = not_compared(file.name, nodes, file.edits, **settings)
     graph = graph or compare()

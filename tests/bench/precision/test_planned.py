@@ -1,5 +1,7 @@
 """A bfloat16 or INT8 file is compared node by node with what its plan makes of a fresh float32 export."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -27,6 +29,7 @@ from mmdeploy_ext.exporting.precision_plan import (
 from mmdeploy_ext.graphs.io.files import SCOPES, module_of
 from mmdeploy_ext.graphs.signature import differences
 from mmdeploy_ext.proving.file_checks import compare_with_fresh_export
+from mmdeploy_ext.proving.proof import check_graph
 from mmdeploy_ext.spec.metadata import BF16
 
 ALL = KeptResults(1, 1)
@@ -103,6 +106,9 @@ def test_a_malformed_plan_is_refused_by_its_key(text):
     next(entry for entry in file.metadata_props if entry.key == 'precision.plan').value = text
     with pytest.raises(ModelFileError, match=r'precision\.plan'):
         plan_of(file, edits)
+    given = SimpleNamespace(path='f.onnx', model=file, edits=edits)
+    with pytest.raises(ModelFileError, match=r'^f\.onnx: precision\.plan'):
+        check_graph(SimpleNamespace(claims=None), given, None)
 
 
 def quantised():
