@@ -23,11 +23,11 @@ from mmdeploy_ext.base.errors import (
     UsageError,
     after_weights,
 )
+from mmdeploy_ext.base.source_code import files_of_users_classes
 from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.engines.registry import engine_settings, file_engines
 from mmdeploy_ext.families.base import DETECTOR, refuse
 from mmdeploy_ext.families.detector import TRACED, Detector, fit, named_program, read_config
-from mmdeploy_ext.proving.subject import Claims
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.spec.options import MADE_FOR, PRECISIONS, TARGETS, Target
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.bench.precision.plan import Planner
     from mmdeploy_ext.exporting.precision_plan import KeptResults, Plan
     from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
+    from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.spec.options import Options
     from mmdeploy_ext.spec.verdict import Verdict
 
@@ -157,6 +158,8 @@ class ProofRequest(ModelRequest):
 
     @property
     def claims(self) -> Claims:
+        from mmdeploy_ext.proving.subject import Claims  # needs numpy; the help of a command does not
+
         return Claims(
             self.edited,
             asked=dict(self.asked or {}),
@@ -194,6 +197,8 @@ class Exported:
         `engine` is from `engine_settings`, `claims` are attributes of `Claims`. The verdict lists faults of
         files; see `prove`.
         """
+        from mmdeploy_ext.proving.subject import Claims
+
         chosen = self.samples
         if chosen is None:
             kind = kind_of(self.detector.family)
@@ -274,7 +279,7 @@ def export_read(
 
 
 def built(detector: Detector, options: Options, request: ExportRequest) -> tuple[Detector, Options]:
-    """Build a read detector and check its options; a model that its family refuses is traced whole instead.
+    """Build a read detector and check its options; a user's model that its family refuses is traced instead.
 
     The new detector has the refusal in `refused`. Raises what `Kind.build` and `Kind.check` raise.
     """
@@ -297,9 +302,13 @@ def built(detector: Detector, options: Options, request: ExportRequest) -> tuple
         traced = read_detector(dataclasses.replace(request, options={'whole': TRACED}))
         chosen = chosen_options(traced, request)
         kind_of(traced.family).build(traced, request.mean, request.std)
-        kind_of(traced.family).check(traced, chosen)
+        is_users = bool(files_of_users_classes(traced.model))  # else a setting is wrong
+        if is_users:
+            kind_of(traced.family).check(traced, chosen)
     except Mm2OnnxError as error:
         raise untraceable(refusal, error) from error
+    if not is_users:
+        raise refusal
     traced.refused = str(refusal)
     return traced, chosen
 

@@ -203,10 +203,11 @@ def check(
     )
     proof = Proof(detector, [*files], options, dict(engine), claims, Verdict(subject))
     for place, file in enumerate(proof.files):
+        prefix = f'{file.name}: ' if file.name else ''
         checks, notes = contents(file)
         proof.add_notes(notes)
-        checks = [*checks, *check_graph(proof, file, functools.partial(compare, file))]
-        prefix = f'{file.name}: ' if file.name else ''
+        proof.results.checks += [dataclasses.replace(one, name=f'{prefix}{one.name}') for one in checks]
+        checks = check_graph(proof, file, functools.partial(compare, file))
         proof.results.checks += [dataclasses.replace(one, name=f'{prefix}{one.name}') for one in checks]
         if isinstance(file, ExportedFile):  # large weights make room for the engines' own
             proof.files[place] = dataclasses.replace(file, model=skeleton(file.model))

@@ -37,6 +37,8 @@ def seeded_detector(cfg, config='toy.py'):
     family = find_family(cfg)
     model = weights.seeded_model(cfg, family).eval()
     model.CLASSES = detectors.class_names(cfg, {}, family.num_classes(model))
+    if family.name == detectors.TRACED:
+        family.layout(model, traced=True)  # as after the weights of a checkpoint
     return detectors.Detector(
         cfg=cfg, config=config, cfg_options={}, family=family, model=model, checkpoint='seeded',
         checkpoint_sha256='0' * 64, classes=model.CLASSES, rule=family.preprocess_rule(cfg),

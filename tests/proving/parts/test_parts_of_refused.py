@@ -45,8 +45,8 @@ class DetectorOfPoints(BaseDetector):
 def test_a_refusal_ends_with_the_command_for_parts(tmp_path, capsys):
     (tmp_path / 'user.py').write_text(CONFIG)
     checkpoint = str(tmp_path / 'user.pth')
-    torch.save({}, checkpoint)
-    assert export_app.main([str(tmp_path / 'user.py'), checkpoint]) == 2
+    torch.save(nn.ModuleDict(dict(head=HeadOfPoints())).state_dict(), checkpoint)
+    assert export_app.main([str(tmp_path / 'user.py'), checkpoint]) == 1
     assert capsys.readouterr().err.rstrip().endswith(f'{tmp_path}/user.py {checkpoint} --parts list')
 
 
