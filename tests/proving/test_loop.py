@@ -9,6 +9,7 @@ import torch
 
 import toy_atss
 import toy_centerpoint
+import toy_parts
 import toy_scn_family
 from marking import in_suite
 from mmdeploy_ext.base.dump import save_dump
@@ -20,19 +21,23 @@ from mmdeploy_ext.families import backbone_files
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.synthetic.drive import SyntheticDrive
 from mmdeploy_ext.proving import frames, sparse_file
-from mmdeploy_ext.proving.against_dump import ImageDump
+from mmdeploy_ext.proving.against_dump import FrameDump, ImageDump
 from mmdeploy_ext.proving.backbone import Backbone
 from mmdeploy_ext.proving.drive_run import DriveLength, Drives
 from mmdeploy_ext.proving.inputs.inputs import plain_inputs
 from mmdeploy_ext.proving.inputs.voxel_sets import proof_sets
 from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.modules.proof import ModuleProof
+from mmdeploy_ext.proving.parts.export import export_folder
+from mmdeploy_ext.proving.parts.proof import Calls, Whole
+from mmdeploy_ext.proving.parts.swap import open_sessions
 from mmdeploy_ext.proving.pictures import Pictures, open_backend
 from mmdeploy_ext.proving.proof import open_file
 from mmdeploy_ext.proving.references import InputReference
 from mmdeploy_ext.proving.subject import Sample, Step, Subject
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.spec.matching import total_reasons
+from mmdeploy_ext.spec.results import FLOAT32
 from toy_stepper import MEMORY, SPEC, ToyStepper
 
 
@@ -109,6 +114,23 @@ def sweeps(folder):
     return frames.Sweeps(sides, sides.reference, toy_centerpoint.sweeps(3))
 
 
+def frame_dump(folder):
+    sides = sweeps(folder).sides
+    subject = FrameDump(sides.runner, [sides.metadata], sides.detector)
+    subject.given = [folder / name for name in ('a', 'b', 'c')]
+    for path, sweep in zip(subject.given, toy_centerpoint.sweeps(3), strict=True):
+        save_dump(path, dict(sides.runner.step(sweep).outputs, points=sweep.points), {})
+    return subject
+
+
+def parts(folder):
+    """Return arguments of both subjects of a folder of parts."""
+    factory, samples = toy_parts.ToyDeployment(), toy_parts.samples()
+    cut, called, recording = export_folder(factory, ['extract_feat()'], samples, folder / 'cut')
+    sides = open_sessions(cut), factory.make(), FLOAT32
+    return (called, *sides), (factory, [*zip(samples, recording.results, strict=True)], *sides)
+
+
 def backbone(folder):
     detector = backbone_files.load(*toy_scn_family.write_model(folder, 'second'))
     path = str(folder / 'lidar.onnx')
@@ -136,12 +158,15 @@ ADAPTERS = dict(
     backbone=backbone,
     kit=kit,
     dump=dump,
+    frame_dump=frame_dump,
+    calls=lambda folder: Calls(*parts(folder)[0]),
+    whole=lambda folder: Whole(*parts(folder)[1]),
 )
 """Name -> function from an empty folder to a subject of three samples (a drive: of twelve)."""
-STORED = 'kit', 'dump'
+STORED = 'kit', 'dump', 'frame_dump', 'calls', 'whole'
 
 
-@pytest.fixture(params=in_suite(ADAPTERS, 'sums', 'module', 'drive', 'backbone'))
+@pytest.fixture(params=in_suite(ADAPTERS, 'sums', 'module', 'drive', 'backbone', 'calls', 'whole'))
 def adapter(request, tmp_path):
     return request.param, ADAPTERS[request.param](tmp_path)
 
@@ -166,11 +191,17 @@ def altered(subject, side, change, calls):
     return ran
 
 
+def arrays_of(step):
+    return step.tensors or step.probe or step.facts['result']
+
+
 def with_a_wrong_value(step):
-    arrays = step.tensors or step.probe
-    name = next(name for name, array in arrays.items() if array.dtype.kind == 'f')
-    array = arrays[name].copy()
+    arrays = arrays_of(step)
+    name = next(name for name, array in arrays.items() if np.asarray(array).dtype.kind == 'f')
+    array = np.array(arrays[name])
     array.reshape(-1)[0] += 0.5 * np.abs(array).max() + 1
+    if 'result' in step.facts:
+        return dataclasses.replace(step, facts=dict(result={name: array}))
     probe = {**step.probe, name: array} if name in step.probe else step.probe
     return dataclasses.replace(step, tensors={**step.tensors, name: array}, probe=probe)
 
@@ -191,7 +222,9 @@ def test_one_changed_value_fails_its_case_and_is_named(adapter):
     _, subject = adapter
     altered(subject, 'got', with_a_wrong_value, (3,))
     lines = failures(subject)
-    output = next(iter(subject.spec.output_names if subject.spec else subject.got(*first(subject)).tensors))
+    output = next(
+        iter(subject.spec.output_names if subject.spec else arrays_of(subject.got(*first(subject))))
+    )
     assert lines and output in lines[0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mmdeploy_ext.proving.modules.calls import FileTensor
 from mmdeploy_ext.proving.modules.proof import ModuleProof
 from mmdeploy_ext.proving.parts.export import ModelFactory, RecordedPart, record_parts
 from mmdeploy_ext.proving.parts.folder import CutFolder
+from mmdeploy_ext.proving.parts.refusals import run_part
 from mmdeploy_ext.spec.comparison import DRAWS
 from mmdeploy_ext.spec.matching import tied_choices
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
@@ -48,7 +49,7 @@ def write_parts_kit(
         factory, [entry['part'] for entry in folder.entries], samples, folder.is_seeded, folder.fixed
     )
 
-    make = functools.cache(factory.make)
+    model = factory.make()
 
     def write_contents(target: Path) -> dict[str, Any]:
         arrays = ArrayFolder(target)
@@ -57,7 +58,7 @@ def write_parts_kit(
         for part, entry in zip(parts, folder.entries, strict=True):
             graph = _graph(folder, entry)
             graphs.append(graph.to_json() | copy_model(folder.file(entry), target, graph))
-            cases += [case.write(arrays, case.tensors) for case in _cases(part, entry, graph, make)]
+            cases += [case.write(arrays, case.tensors) for case in _cases(part, entry, graph, model)]
         return dict(
             graphs=graphs,
             cases=cases,
@@ -92,16 +93,19 @@ def _graph(folder: CutFolder, entry: dict[str, Any]) -> KitGraph:
 
 
 def _cases(
-    part: RecordedPart, entry: dict[str, Any], graph: KitGraph, make: Callable[[], torch.nn.Module]
+    part: RecordedPart, entry: dict[str, Any], graph: KitGraph, model: torch.nn.Module
 ) -> list[KitCase]:
     names = {tensor['path']: tensor['name'] for tensor in (*entry['inputs'], *entry['outputs'])}
     cases = []
     for index, call in enumerate(part.calls):
-        inputs = {names[path]: to_array(tensor) for path, tensor in part.form.inputs_of(call).items()}
+        given, expected = part.form.inputs_of(call), part.form.outputs_of(call)
+        inputs = {names[path]: to_array(tensor) for path, tensor in given.items()}
         inputs = {name: inputs[name] for name in graph.spec.input_names}
-        outputs = {names[path]: array for path, array in part.form.outputs_of(call).items()}
+        outputs = {names[path]: array for path, array in expected.items()}
         name = f'{graph.name}_{index:03}'
-        rounding = {names[path]: array for path, array in part.rounding(make, call)(DRAWS).items()}
+        run = functools.partial(run_part, model, part.form, call, given, part.paths)
+        distances = {} if part.form.seeded else rounding_of(model, expected, run)(DRAWS)
+        rounding = {names[path]: array for path, array in distances.items()}
         sides = inputs, {}, outputs, []
         cases.append(KitCase(name, graph.name, call.title, (), *sides, rounding=rounding))
     return cases

@@ -36,17 +36,17 @@ from mmdeploy_ext.proving.parts.graph import PartForm, PartModule, modules_among
 from mmdeploy_ext.proving.parts.part import parse_parts
 from mmdeploy_ext.proving.parts.record import PartCall, Recording, record
 from mmdeploy_ext.proving.parts.refusals import checked_form, run_part
-from mmdeploy_ext.proving.parts.results import compare_filled, kept_results
+from mmdeploy_ext.proving.parts.results import filled, kept_results
 from mmdeploy_ext.proving.parts.samples import run_test_path
+from mmdeploy_ext.spec.comparison import compare_named
 from mmdeploy_ext.spec.options import OPSETS
+from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 from mmdeploy_ext.upstream import compat
 from mmdeploy_ext.upstream.models.building import build_without_weights, registered_class
 from mmdeploy_ext.upstream.weights.checkpoint import load_checkpoint, load_strict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-
-    from mmdeploy_ext.spec.comparison import Rounding
 
 
 # The model of any mmcv config, without a family.
@@ -256,10 +256,15 @@ class RecordedPart:
         make: Callable[[], torch.nn.Module],
         title: str,
     ) -> None:
-        inputs, reference = {**self.form.inputs_of(call), **changed}, self.form.outputs_of(call)
+        inputs, reference, model = (
+            {**self.form.inputs_of(call), **changed},
+            self.form.outputs_of(call),
+            make(),
+        )
+        run = functools.partial(run_part, model, self.form, call, inputs, self.paths)
         if changed:
             try:
-                reference = run_part(make(), self.form, call, inputs, self.paths)
+                reference = run()
             except Exception:  # PyTorch fails on such numbers
                 return
         taken = {value.name for value in runner.index.graph.input}
@@ -269,37 +274,12 @@ class RecordedPart:
         except Mm2OnnxError as error:
             raise ExportError(f'the graph does not run {title}: {one_line(error)[:300]}; {INSIDE}') from error
         outputs = {name: results[names.get(name, name)] for name in reference}
-        rows = compare_filled(
-            reference, outputs, rounding=self.rounding(make, call, inputs if changed else None)
-        )
+        # random numbers differ in float64
+        rounding = None if self.form.seeded else rounding_of(model, reference, run)
+        rows = compare_named(*filled(reference, outputs), DEFAULT_RTOL, rounding=rounding)
         wrong = [f'{row.tensor}: {row.reason}' for row in rows if not row.passed]
         if wrong:
             raise ExportError(f'the graph and PyTorch return different results {title}: {wrong[0]}; {INSIDE}')
-
-    def rounding(
-        self,
-        make: Callable[[], torch.nn.Module],
-        call: PartCall,
-        inputs: Mapping[str, torch.Tensor] | None = None,
-    ) -> Rounding | None:
-        """Return the function that compares a call's outputs with a float64 model of `make`.
-
-        `inputs` replace the call's own. None: random numbers differ in float64.
-        """
-        if self.form.seeded:
-            return None
-        given = self.form.inputs_of(call) if inputs is None else inputs
-
-        @functools.cache
-        def distances() -> Rounding:
-            model = make()
-            run = functools.partial(run_part, model, self.form, call, given, self.paths)
-            return rounding_of(model, self.form.outputs_of(call) if inputs is None else run(), run)
-
-        def compute(draws: int) -> Mapping[str, np.ndarray]:
-            return distances()(draws)
-
-        return compute
 
 
 def _other(tensor: torch.Tensor) -> torch.Tensor:

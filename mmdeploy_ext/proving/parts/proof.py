@@ -12,28 +12,36 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from mmdeploy_ext.base.arrays import load_arrays, to_array
-from mmdeploy_ext.base.cli import tracked
-from mmdeploy_ext.base.errors import ConfigError, Mm2OnnxError, UsageError, one_line, shape_text
+from mmdeploy_ext.base.errors import UsageError, one_line, shape_text
 from mmdeploy_ext.base.source_code import changed_files, model_classes
 from mmdeploy_ext.exporting.export import recorded_warnings
+from mmdeploy_ext.exporting.substitution import configs_in
 from mmdeploy_ext.graphs.io.files import load
-from mmdeploy_ext.proving.explain import rounding_of
+from mmdeploy_ext.proving.difference.locate import locate
+from mmdeploy_ext.proving.explain import matched, rounding_of
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, compare_with_fresh_export
+from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.not_shown import add_code
 from mmdeploy_ext.proving.parts.export import RecordedPart, record_parts
 from mmdeploy_ext.proving.parts.folder import RESULTS
+from mmdeploy_ext.proving.parts.graph import PartModule
 from mmdeploy_ext.proving.parts.record import record, seeded
+from mmdeploy_ext.proving.parts.refusals import run_part
 from mmdeploy_ext.proving.parts.results import (
-    compare_filled,
+    Paired,
+    filled,
     flat_arrays,
     history_keys,
-    match_results,
+    paired,
+    settings_of,
     with_kept,
 )
 from mmdeploy_ext.proving.parts.samples import lit_samples, run_test_path
 from mmdeploy_ext.proving.parts.swap import PartSession, open_sessions, swapped
 from mmdeploy_ext.proving.proof import ROUNDED_FP16
-from mmdeploy_ext.spec.comparison import DRAWS, MOST_ROUNDING, ROUNDINGS, failed_row, same_bits
+from mmdeploy_ext.proving.subject import Sample, Step, Subject
+from mmdeploy_ext.runtime.tasks import match
+from mmdeploy_ext.spec.comparison import DRAWS, MOST_ROUNDING, ROUNDINGS, same_bits
 from mmdeploy_ext.spec.matching import accept_rest
 from mmdeploy_ext.spec.results import Case, Check, accept_rate, bars_of, tensor_text
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
@@ -45,15 +53,14 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.proving.parts.export import ModelFactory
     from mmdeploy_ext.proving.parts.folder import CutFolder
-    from mmdeploy_ext.proving.parts.record import Recording
-    from mmdeploy_ext.spec.results import Bars, TensorRow
+    from mmdeploy_ext.proving.parts.record import PartCall, Recording
+    from mmdeploy_ext.spec.comparison import Rounding
+    from mmdeploy_ext.spec.results import Bars, DetectionRow
 
+    Arrays = Mapping[str, np.ndarray]
 
-# Rounding of a whole test path: results in float64, and integers chosen within rounding.
-
-
-CHOICE = 'choice '
-"""Prefix of a choice's number, unlike names of results."""
+Choice = tuple[np.ndarray, np.ndarray]
+"""Values (n, choices) and the index of the largest (n,)."""
 
 
 class _Choices(TorchFunctionMode):
@@ -78,81 +85,202 @@ class _Choices(TorchFunctionMode):
         return results
 
 
-@dataclasses.dataclass
-class WholeRounding:
-    """How far two correct results of the last sample may differ.
+class Calls(Subject):
+    """Recorded calls of parts, and the sessions of their files.
 
     Attributes:
-        title: of the results.
-        reference: PyTorch's results of the last sample.
-        factory: makes the fresh model.
-        samples: keyword arguments of the test path up to that sample.
-        ties: lines on integers that rounding decides.
+        first_failed: the first entry of `given` whose outputs differ.
     """
 
-    title: str
-    reference: Any
-    factory: ModelFactory
-    samples: Sequence[Any]
-    ties: list[str] = dataclasses.field(default_factory=list)
+    again = -1
 
-    @functools.cached_property
-    def _distances(self) -> Any:
-        model = self.factory.make()
-        run = functools.partial(self._run, model)
-        named = {f'{CHOICE}{index}': values for index, (values, _) in enumerate(self._last[1])}
-        return rounding_of(model, {**self._arrays(self.reference), **named}, run)
+    def __init__(
+        self,
+        parts: Sequence[RecordedPart],
+        sessions: Sequence[PartSession],
+        module: torch.nn.Module | None,
+        bars: Bars,
+        titles: Sequence[str] = (),
+    ) -> None:
+        """Keep both sides; `module` is fresh, `titles` are of samples new to the export."""
+        pairs = zip(parts, sessions, strict=True)
+        self.given = [(part, session, call) for part, session in pairs for call in part.calls]
+        self.module, self.bars, self.titles = module, bars, titles
+        self.first_failed: tuple[RecordedPart, PartSession, PartCall] | None = None
 
-    @functools.cached_property
-    def _last(self) -> tuple[Sequence[Any], list[tuple[np.ndarray, np.ndarray]]]:
-        """The samples that affect the results (only the last if it suffices), and the choices."""
-        expected = flat_arrays(self.reference)
-        result, choices = self._results(self.factory.make(), self.samples[-1:])
-        if same_bits(flat_arrays(result), expected):
-            return self.samples[-1:], choices
-        return self.samples, self._results(self.factory.make(), self.samples)[1]
+    def sample(self, entry: Any, index: int, mode: str) -> Sample:
+        part, _, call = entry
+        inputs = [*part.form.inputs_of(call).values()]
+        shapes = ', '.join(shape_text(tensor.shape) for tensor in inputs[:3])
+        title = self.titles[call.sample] if self.titles else call.title
+        is_traced = not self.titles and call is part.calls[0]
+        return Sample(f'{part.form.part.text}, {title}', entry, shapes, is_traced)
 
-    def _results(
-        self, model: torch.nn.Module, samples: Sequence[Any]
-    ) -> tuple[Any, list[tuple[np.ndarray, np.ndarray]]]:
+    def want(self, sample: Sample, state: Any) -> Step:
+        part, _, call = sample.data
+        return Step(part.form.outputs_of(call))
+
+    def got(self, sample: Sample, state: Any) -> Step:
+        part, session, call = sample.data
+        outputs = session.run(part.form.inputs_of(call))
+        return Step({name: to_array(tensor) for name, tensor in outputs.items()})
+
+    def align(self, sample: Sample, want: Step, got: Step) -> Any:
+        sides = zip((want, got), filled(want.tensors, got.tensors), strict=True)
+        return *(dataclasses.replace(step, tensors=tensors) for step, tensors in sides), ()
+
+    def tensors(self, sample: Sample, state: Any, got: Step) -> Mapping[str, np.ndarray]:
+        part, _, call = sample.data
+        return run_part(self.module, part.form, call, part.form.inputs_of(call), part.paths)
+
+    def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case:
+        _, _, call = sample.data
+        if not case.passed and self.first_failed is None:
+            self.first_failed = sample.data
+        title = self.titles[call.sample] if self.titles else f'sample {call.sample}'
+        return dataclasses.replace(case, sample=title)
+
+
+class Whole(Subject):
+    """The user's test path on all samples, as recorded, and with sessions in place of the parts.
+
+    Attributes:
+        in_order: names of arrays that were compared in order.
+        ties: lines on integers that rounding decides.
+        refused: why a session takes no sample that is new to the export.
+        needed: index -> samples that affect the results of one.
+    """
+
+    again, all_outputs = -1, 'results'
+
+    def __init__(
+        self,
+        factory: ModelFactory,
+        recorded: Sequence[tuple[Any, Any]],
+        sessions: Sequence[PartSession],
+        module: torch.nn.Module | None,
+        bars: Bars,
+        titles: Sequence[str] = (),
+    ) -> None:
+        """Keep both sides; `recorded` are samples and PyTorch's results, `module` a fresh model."""
+        self.model, self.given, self.sessions = factory.make(), recorded, sessions
+        self.module, self.bars, self.titles = module, bars, titles
+        self.settings = {} if module is None else dict(enumerate(configs_in(module)))
+        self.is_seeded = any(session.is_seeded for session in sessions)
+        self.in_order: list[str] = []
+        self.ties: list[str] = []
+        self.refused: Exception | None = None
+        self.needed: dict[int, list[Any]] = {}
+        self.pairs = Paired()
+
+    def sample(self, entry: Any, index: int, mode: str) -> Sample:
+        title = self.titles[index] if self.titles else f'sample {index}'
+        return Sample(f'whole model, {title}', index, titles=[title])
+
+    def want(self, sample: Sample, state: Any) -> Step:
+        return Step(facts=dict(result=self.given[sample.data][1]))
+
+    def got(self, sample: Sample, state: Any) -> Step:
+        with swapped(self.model, self.sessions), seeded(self.is_seeded):
+            return Step(facts=dict(result=run_test_path(self.model, self.given[sample.data][0])))
+
+    def align(self, sample: Sample, want: Step, got: Step) -> Any:
+        self.pairs = pairs = paired('results', *(step.facts['result'] for step in (want, got)), self.bars)
+        self.in_order += pairs.in_order
+        reference, candidate = filled(*pairs.arrays)
+        if self.bars.is_float32 and self.module is not None and pairs.failures:
+            candidate = {**candidate, **self._tied(sample, reference, candidate)}
+        want = dataclasses.replace(want, tensors=reference)
+        return want, dataclasses.replace(got, tensors=candidate), pairs.failed
+
+    def tensors(self, sample: Sample, state: Any, got: Step) -> Mapping[str, np.ndarray]:
+        return filled(*self._again(sample).arrays)[1]
+
+    def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case | None:
+        """Match boxes and masks; the rest of the test path is PyTorch's, on the files' tensors."""
+        (title,) = sample.titles
+        case = dataclasses.replace(case, sample=title)
+        if isinstance(got, Exception):
+            if self.titles and isinstance(got, UsageError):
+                self.refused = got
+                return None
+            return case
+        rows: list[DetectionRow] = []
+        for index, (task, name, *sides) in enumerate(self.pairs.scored):
+            self.task, settings = task, settings_of(task, name, *sides)
+            run = functools.partial(self._scored_again, sample, index) if self.bars.is_float32 else None
+            rows += matched(self, [name], *([side] for side in sides), run, **settings)
+        own = paired('results', *[got.facts['result']] * 2).scored
+        substituted = tuple(match(*lists, self.bars, **settings_of(*lists)) for lists in own)
+        return dataclasses.replace(case, detections=tuple(rows), substituted=substituted)
+
+    def _run(self, samples: Sequence[Any]) -> tuple[Any, list[Choice]]:
+        model = copy.deepcopy(self.module)  # a run changes the memory
         for sample in samples:
             with torch.no_grad(), _Choices() as choices:
                 result = run_test_path(model, sample)
         return result, choices.found
 
-    def _run(self, model: torch.nn.Module) -> dict[str, np.ndarray]:
-        result, choices = self._results(
-            copy.deepcopy(model), self._last[0]
-        )  # a run changes the model's memory
-        named = {f'{CHOICE}{index}': values for index, (values, _) in enumerate(choices)}
-        return {**self._arrays(result), **named}
+    def _start(self, index: int) -> list[Choice]:
+        """Find the samples that affect a sample's results: itself alone, or all before it; return choices."""
+        for first in (index, 0):
+            self.needed[index] = [sample for sample, _ in self.given[first : index + 1]]
+            result, choices = self._run(self.needed[index])
+            if same_bits(flat_arrays(result), flat_arrays(self.given[index][1])):
+                break
+        return choices
 
-    def _arrays(self, result: Any) -> dict[str, np.ndarray]:
-        return match_results(self.title, self.reference, result).arrays
+    def _again(self, sample: Sample) -> Paired:
+        return paired(
+            'results', self.given[sample.data][1], self._run(self.needed[sample.data])[0], self.bars
+        )
 
-    def distances(self, draws: int) -> Mapping[str, np.ndarray]:
-        """See `spec.comparison.Rounding`."""
-        return self._distances(draws)
+    def _scored_again(self, sample: Sample, index: int) -> list[Any]:
+        try:
+            return [self._again(sample).scored[index][-1]]
+        except Exception:  # code of any kind may need its limits
+            return [self.pairs.scored[index][-2]]
 
-    def judge(self, row: TensorRow, reference: np.ndarray, candidate: np.ndarray) -> TensorRow:
-        """Pass a row of integers if every difference is a choice within rounding."""
-        if row.passed or reference.dtype.kind not in 'iu' or reference.shape != candidate.shape:
-            return row
-        expected, got = reference.ravel().astype(np.int64), candidate.ravel().astype(np.int64)
-        places = np.flatnonzero(expected != got)
-        for index, (values, indices) in enumerate(self._last[1]):
-            if not np.array_equal(indices, expected) or not 0 <= got.min() <= got.max() < values.shape[1]:
+    def _tied(self, sample: Sample, reference: Arrays, candidate: Arrays) -> dict[str, np.ndarray]:
+        """Return PyTorch's integers where both sides choose among values that are equal to rounding."""
+        try:
+            choices = self._start(sample.data)
+        except Exception:  # a model with locks, or whose test path runs once
+            self.module = None
+            return {}
+
+        def values_of(choices: Sequence[Choice]) -> dict[str, np.ndarray]:
+            return {str(index): values for index, (values, _) in enumerate(choices)}
+
+        def run() -> dict[str, np.ndarray]:
+            return values_of(self._run(self.needed[sample.data])[1])
+
+        rounding, tied = rounding_of(self.module, values_of(choices), run), {}
+        for name, array in reference.items():
+            other = candidate.get(name)
+            if other is None or array.dtype.kind not in 'iu' or array.shape != other.shape:
                 continue
-            gaps = values[places, expected[places]] - values[places, got[places]]
-            most = MOST_ROUNDING * DEFAULT_RTOL * np.abs(values[places]).max(axis=1)
-            if (gaps > most).any():
-                continue
-            for draws in range(DRAWS + 1):
-                rounding = self.distances(draws).get(f'{CHOICE}{index}', np.zeros_like(values))
-                if (gaps <= ROUNDINGS * 2 * rounding[places].max(axis=1)).all():
-                    self.ties.append(f'{row.tensor}: {len(places)} of {expected.size} values')
-                    return dataclasses.replace(row, passed=True, reason='')
-        return row
+            sides = (side.ravel().astype(np.int64) for side in (array, other))
+            if count := _count_tied(*sides, choices, rounding):
+                self.ties.append(f'{sample.titles[0]}, {name}: {count} of {array.size} values')
+                tied[name] = array
+        return tied
+
+
+def _count_tied(expected: np.ndarray, got: np.ndarray, choices: Sequence[Choice], rounding: Rounding) -> int:
+    """Return the number of integers that differ, if every one is a choice within rounding; or 0."""
+    places = np.flatnonzero(expected != got)
+    for index, (values, indices) in enumerate(choices if len(places) else ()):
+        if not np.array_equal(indices, expected) or not 0 <= got.min() <= got.max() < values.shape[1]:
+            continue
+        gaps = values[places, expected[places]] - values[places, got[places]]
+        if (gaps > MOST_ROUNDING * DEFAULT_RTOL * np.abs(values[places]).max(axis=1)).any():
+            continue
+        for draws in range(DRAWS + 1):
+            apart = rounding(draws).get(str(index), np.zeros_like(values))[places].max(axis=1)
+            if (gaps <= ROUNDINGS * 2 * apart).all():
+                return len(places)
+    return 0
 
 
 FACTS = dict(config_sha256='model and test pipeline of the config', checkpoint_sha256='checkpoint')
@@ -181,13 +309,23 @@ def prove_folder(
     _compare_graphs(verdict, factory, folder, parts)
     _check_facts(verdict, factory, folder)
     _compare_kept(verdict, folder, samples, recording)
-    cases = _part_cases(factory, folder, parts, sessions)
-    lit_parts, lit_results = _lit_cases(verdict, factory, folder, parts, samples[0], sessions)
-    verdict.add_outputs([*cases, *lit_parts])
+    settings = sessions, None if folder.is_seeded else factory.make(), bars
+    calls = Calls(parts, *settings)
+    whole = Whole(factory, [*zip(samples, recording.results, strict=True)], *settings)
+    cases, lit = compare(calls)[0], ([], [])
     if all(case.traced for case in cases):
         verdict.add_failures([UNSEEN])
-    is_whole = all(case.passed for case in (*cases, *lit_parts))
-    _compare_model(verdict, factory, samples, recording, sessions, bars, lit_results, is_whole)
+    if pictures := lit_samples(samples[0]):
+        lit = _lit_cases(verdict, factory, parts, pictures, folder.is_seeded, settings)
+    else:
+        verdict.notes.append('no dark or bright image: the samples have no images of three channels')
+    cases += lit[0]
+    verdict.add_outputs(cases)
+    is_whole = all(case.passed for case in cases)
+    results = [dataclasses.replace(case, whole=is_whole) for case in (*compare(whole)[0], *lit[1])]
+    _judge_results(verdict, results, whole, bars)
+    if calls.first_failed is not None:
+        verdict.notes.append(f'first difference: {_place(factory, folder, *calls.first_failed)}')
     if not bars.is_float32:
         verdict.notes += [bars_text(bars), ROUNDED_FP16]
     verdict.notes += [
@@ -261,8 +399,7 @@ def _compare_kept(verdict: Verdict, folder: CutFolder, samples: Sequence[Any], r
         if before is None:
             continue
         compared += 1
-        matched = match_results('results', before, result)
-        wrong += [row.reason for row in (*matched.detections, *matched.tensors) if not row.passed]
+        wrong += paired('results', before, result).failures
     if not compared:
         verdict.notes.append(
             'other samples than at the export; their results at the export were not compared'
@@ -273,161 +410,68 @@ def _compare_kept(verdict: Verdict, folder: CutFolder, samples: Sequence[Any], r
     verdict.findings.append(check_finding(Check(title, not wrong, detail)))
 
 
-def _part_cases(
-    factory: ModelFactory,
-    folder: CutFolder,
-    parts: Sequence[RecordedPart],
-    sessions: Sequence[PartSession],
-    titles: Sequence[str] = (),
-) -> list[Case]:
-    """Return a case per call; `titles`: of samples new to the export."""
-    cases, make, bars = [], functools.cache(factory.make), bars_of(folder.options['precision'])
-    for part, session in zip(parts, sessions, strict=True):
-        for index, call in enumerate(part.calls):
-            inputs, reference = part.form.inputs_of(call), part.form.outputs_of(call)
-            try:
-                outputs = {name: to_array(tensor) for name, tensor in session.run(inputs).items()}
-            except Mm2OnnxError as error:
-                rows = [failed_row('all outputs', one_line(error)[:300])]
-            else:
-                rows = compare_filled(reference, outputs, rounding=part.rounding(make, call), bars=bars)
-            shapes = ', '.join(shape_text(tensor.shape) for tensor in list(inputs.values())[:3])
-            title = titles[call.sample] if titles else call.title
-            traced = index == 0 and not titles
-            sample = titles[call.sample] if titles else f'sample {call.sample}'
-            name = f'{part.form.part.text}, {title}'
-            cases.append(Case(name, shapes, traced, tuple(rows), sample=sample))
-    return cases
-
-
-def run_swapped(factory: ModelFactory, samples: Sequence[Any], sessions: Sequence[PartSession]) -> list[Any]:
-    """Return the test path's results with sessions in place of parts, from a fresh state."""
-    model, is_seeded = factory.make(), any(session.is_seeded for session in sessions)
-    results = []
-    with swapped(model, sessions):
-        for sample in tracked(samples, len(samples), 'with sessions'):
-            with seeded(is_seeded):
-                results.append(run_test_path(model, sample))
-    return results
-
-
-def _compare_model(
+def _lit_cases(
     verdict: Verdict,
     factory: ModelFactory,
-    samples: Sequence[Any],
-    recording: Recording,
-    sessions: Sequence[PartSession],
-    bars: Bars,
-    lit: Sequence[Case],
-    is_whole: bool,
-) -> None:
-    """Compare the whole model; `is_whole`: each part gives PyTorch's tensors.
-
-    The rest of the test path is PyTorch's, so that rounding explains a few results without a partner
-    (`accept_rest`).
-    """
+    parts: Sequence[RecordedPart],
+    pictures: Mapping[str, Any],
+    is_seeded: bool,
+    settings: tuple[Any, ...],
+) -> tuple[list[Case], list[Case]]:
+    """Return the cases of the parts, and of the whole model, on other views of a sample."""
+    samples, refused = [*pictures.values()], None
     try:
-        results = run_swapped(factory, samples, sessions)
-    except (Mm2OnnxError, RuntimeError) as error:
-        text = f'the test path with sessions in place of the parts raises: {one_line(error)[:300]}'
-        verdict.add_failures([text], 'whole model')
-        return
-    cases, in_order, reason = [], [], ''
-    is_seeded = any(session.is_seeded for session in sessions)
-    for index, (reference, candidate) in enumerate(zip(recording.results, results, strict=True)):
-        rounding = WholeRounding('results', reference, factory, () if is_seeded else samples[: index + 1])
-        case, names = _whole_case(f'sample {index}', reference, candidate, bars, rounding)
-        in_order += names
-        verdict.notes += [f'beside a tie: sample {index}, {line}' for line in rounding.ties]
-        cases.append(case)
-    failed = [index for index, case in enumerate(cases) if not case.passed]
-    cases = [dataclasses.replace(case, whole=is_whole) for case in (*cases, *lit)]
+        steps = [part.form.part for part in parts]
+        recording = record(factory.make(), steps, samples, run_test_path, is_seeded)
+    except UsageError as error:  # a part is not called
+        refused = error
+    else:
+        pairs = [*zip(samples, recording.results, strict=True)]
+        whole = Whole(factory, pairs, *settings, [*pictures])
+        cases, refused = compare(whole)[0], whole.refused
+        verdict.notes += [f'beside a tie: {line}' for line in whole.ties]
+    if refused:
+        verdict.notes.append(f'no dark or bright image: {one_line(refused)[:300]}')
+        return [], []
+    called = [dataclasses.replace(part, calls=recording.calls[part.form.part]) for part in parts]
+    return compare(Calls(called, *settings, [*pictures]))[0], cases
+
+
+def _judge_results(verdict: Verdict, cases: list[Case], whole: Whole, bars: Bars) -> None:
+    """Add the cases of the whole model: after equal parts rounding explains a few results (`accept_rest`)."""
+    verdict.notes += [f'beside a tie: {line}' for line in whole.ties]
     if bars.is_float32:
         cases, alone = accept_rest(cases)
         verdict.notes += [f'without a partner end to end: {line}' for line in alone]
     else:
         cases, reason = accept_rate(cases, bars)
         verdict.add_failures(filter(None, [reason]), 'whole model')
-    if not reason:
-        failed = [index for index in failed if not cases[index].passed]
-    first = min(failed, default=None)
     verdict.add_outputs(cases)
-    if in_order:
-        names = ', '.join(dict.fromkeys(in_order))
+    rows = [row for case in cases for row in case.detections]
+    verdict.notes += [f'{row.image}: at a tie: {line}' for row in rows for line in row.excused]
+    if whole.in_order:
+        names = ', '.join(dict.fromkeys(whole.in_order))
         verdict.notes.append(f'compared in order, since no task matches results of this form: {names}')
-    if not any(case.tensors or case.detections for case in cases):
+    has_arrays = any(case.tensors for case in cases)
+    if not (rows or has_arrays):
         verdict.add_failures(['its results have no array, so nothing was compared'], 'whole model')
-    elif not any(row.reference for case in cases for row in case.detections) and not any(
-        case.tensors for case in cases
-    ):
+    elif not (has_arrays or any(row.reference for row in rows)):
         text = 'nothing was found in any sample; use samples with objects, or trained weights'
         verdict.add_failures([text], 'whole model')
-    if first is not None:
-        verdict.notes.append(
-            f'first difference: {locate(factory, samples[: first + 1], recording, sessions, bars)}'
-        )
 
 
-def _lit_cases(
-    verdict: Verdict,
-    factory: ModelFactory,
-    folder: CutFolder,
-    parts: Sequence[RecordedPart],
-    sample: Any,
-    sessions: Sequence[PartSession],
-) -> tuple[list[Case], list[Case]]:
-    """Return the cases of the parts, and of the whole model, on a dark and a bright view of a sample."""
-    lit = lit_samples(sample)
-    if not lit:
-        verdict.notes.append('no dark or bright image: the samples have no images of three channels')
-        return [], []
-    try:
-        steps = [part.form.part for part in parts]
-        recording = record(factory.make(), steps, list(lit.values()), run_test_path, folder.is_seeded)
-        results = run_swapped(factory, list(lit.values()), sessions)
-    except (ConfigError, UsageError) as error:  # a part is not called, or its file has other sizes
-        verdict.notes.append(f'no dark or bright image: {one_line(error)[:300]}')
-        return [], []
-    except (Mm2OnnxError, RuntimeError) as error:
-        verdict.add_failures([one_line(error)[:300]], ' and '.join(lit))
-        return [], []
-    called = [dataclasses.replace(part, calls=recording.calls[part.form.part]) for part in parts]
-    whole, bars = [], bars_of(folder.options['precision'])
-    for index, title in enumerate(lit):
-        reference, shown = recording.results[index], list(lit.values())[: index + 1]
-        rounding = WholeRounding('results', reference, factory, () if folder.is_seeded else shown)
-        whole.append(_whole_case(title, reference, results[index], bars, rounding)[0])
-        verdict.notes += [f'beside a tie: {title}, {line}' for line in rounding.ties]
-    return _part_cases(factory, folder, called, sessions, list(lit)), whole
-
-
-def _whole_case(
-    sample: str, reference: Any, candidate: Any, bars: Bars, rounding: WholeRounding
-) -> tuple[Case, list[str]]:
-    """Return the case of one sample's results, and the names of arrays compared in order."""
-    matched = match_results('results', reference, candidate, bars)
-    if bars.is_float32 and rounding.samples and not all(row.passed for row in matched.tensors):
-        matched = match_results('results', reference, candidate, bars, rounding)
-    own = match_results('results', candidate, candidate, bars)  # the test path on the files' tensors
-    rows = dict(detections=tuple(matched.detections), substituted=tuple(own.detections))
-    case = Case(f'whole model, {sample}', '', False, tuple(matched.tensors), **rows, sample=sample)
-    return case, matched.in_order
-
-
-def locate(
-    factory: ModelFactory,
-    samples: Sequence[Any],
-    recording: Recording,
-    sessions: Sequence[PartSession],
-    bars: Bars,
+def _place(
+    factory: ModelFactory, folder: CutFolder, part: RecordedPart, session: PartSession, call: PartCall
 ) -> str:
-    """Return which single part changes the last sample's results."""
-    index = len(samples) - 1
-    for session in sessions:
-        results = run_swapped(factory, samples, [session])
-        if not match_results('', recording.results[index], results[-1], bars).passed:
-            return f'sample {index}, with only {session.part.text} exported'
-    return f'sample {index}, with all parts exported'
+    """Return where a part's file first differs from PyTorch."""
+    module = PartModule(factory.make(), part.form, call, part.paths).eval()
+    names, inputs = folder.names(session.entry), part.form.inputs_of(call)
+    feeds = {names.get(name, name): to_array(tensor) for name, tensor in inputs.items()}
+    try:
+        place = locate(module, load(str(folder.file(session.entry))), feeds)
+    except Exception as error:  # also of the user's code
+        place = f'could not be located: {one_line(error)[:200]}'
+    return f'{part.form.part.text}, {call.title}: {place or "in no single node"}'
 
 
 def bars_text(bars: Bars) -> str:

@@ -15,8 +15,8 @@ from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.proving.parts.graph import PartModule, form_of, with_keys
 from mmdeploy_ext.proving.parts.part import same_leaf
 from mmdeploy_ext.proving.parts.record import place_of_draw, seeded
-from mmdeploy_ext.proving.parts.results import compare_filled
-from mmdeploy_ext.spec.comparison import same_bits
+from mmdeploy_ext.proving.parts.results import filled
+from mmdeploy_ext.spec.comparison import compare_named, same_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -125,7 +125,7 @@ def _changed_attribute(model: torch.nn.Module, run: Callable[[], Any]) -> str:
 
 def _differing(form: PartForm, call: PartCall, outputs: Mapping[str, np.ndarray]) -> str:
     """Return the first output unlike the recorded one, or ''."""
-    rows = compare_filled(form.outputs_of(call), outputs, REPEATED_RTOL)
+    rows = compare_named(*filled(form.outputs_of(call), outputs), REPEATED_RTOL)
     return next((row.tensor for row in rows if not row.passed), '')
 
 

@@ -17,14 +17,15 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.tasks import match, task_module
 from mmdeploy_ext.spec.comparison import compare_named, failed_row
 from mmdeploy_ext.spec.matching import in_order_of
-from mmdeploy_ext.spec.results import FLOAT32, Bars, TensorRow
+from mmdeploy_ext.spec.results import FLOAT32, Bars
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mmdeploy_ext.spec.comparison import Rounding
-    from mmdeploy_ext.spec.results import DetectionRow
+    from mmdeploy_ext.spec.results import TensorRow
+
+    Arrays = Mapping[str, np.ndarray]
 
 LEAST_COLUMNS = 7
 """x, y, z, sizes and yaw."""
@@ -33,37 +34,45 @@ BOX_COLUMNS = 9
 
 
 @dataclasses.dataclass
-class Matched:
-    """The comparison of two results of a test path.
+class Paired:
+    """Two results of a test path, PyTorch's first, array by array.
 
     Attributes:
         bars: of the parts' precision.
-        detections: rows of boxes and masks, matched in any order.
-        tensors: rows of other arrays.
-        in_order: names of arrays compared in order.
-        rounding: `proof.WholeRounding` of the test path; None: only the bars'.
-        arrays: name -> array of the candidate, in the order of the reference.
+        scored: task, title and both sides of boxes and masks, which match in any order.
+        arrays: both sides' other arrays by name, rows in one order.
+        failed: rows of what has no partner.
+        in_order: names of arrays that no task orders.
     """
 
     bars: Bars = FLOAT32
-    detections: list[DetectionRow] = dataclasses.field(default_factory=list)
-    tensors: list[TensorRow] = dataclasses.field(default_factory=list)
+    scored: list[tuple[str, str, Any, Any]] = dataclasses.field(default_factory=list)
+    arrays: tuple[Arrays, Arrays] = dataclasses.field(default_factory=lambda: ({}, {}))
+    failed: list[TensorRow] = dataclasses.field(default_factory=list)
     in_order: list[str] = dataclasses.field(default_factory=list)
-    rounding: Any = None
-    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
-    def passed(self) -> bool:
-        return all(row.passed for row in (*self.detections, *self.tensors))
+    def failures(self) -> list[str]:
+        """Reasons why the results differ."""
+        rows = [match(*lists, self.bars, **settings_of(*lists)) for lists in self.scored]
+        rows += [*compare_named(*filled(*self.arrays), DEFAULT_RTOL, bars=self.bars), *self.failed]
+        return [row.reason for row in rows if not row.passed]
 
 
-def match_results(
-    title: str, reference: Any, candidate: Any, bars: Bars = FLOAT32, rounding: Any = None
-) -> Matched:
-    """Compare a test path's results for one sample, ONNX against PyTorch."""
-    matched = Matched(bars, rounding=rounding)
-    _match(matched, title, plain(reference), plain(candidate))
-    return matched
+def paired(title: str, reference: Any, candidate: Any, bars: Bars = FLOAT32) -> Paired:
+    """Pair a test path's results of one sample, PyTorch's and the files'."""
+    pairs = Paired(bars)
+    _pair(pairs, title, plain(reference), plain(candidate))
+    return pairs
+
+
+def settings_of(task: str, title: str, reference: Any, candidate: Any) -> dict[str, float]:
+    """Return another threshold of results whose scores are low, as of seeded weights."""
+    is_low = (
+        len(reference.scores)
+        and not (reference.scores >= getattr(task_module(task), 'SCORE_THR', 0.05)).any()
+    )
+    return dict(score_thr=float(np.median(reference.scores))) if is_low else {}
 
 
 def plain(result: Any) -> Any:
@@ -73,65 +82,61 @@ def plain(result: Any) -> Any:
     return tree.nested({name: array for name, array in arrays.items() if array is not None})
 
 
-def _match(matched: Matched, title: str, reference: Any, candidate: Any) -> None:
+def _pair(pairs: Paired, title: str, reference: Any, candidate: Any) -> None:
     if type(reference) is not type(candidate):
         kinds = f'got a {type(candidate).__name__}, expected a {type(reference).__name__}'
-        matched.tensors.append(failed_row(title, kinds))
+        pairs.failed.append(failed_row(title, kinds))
         return
-    if _is_boxes(reference) and _is_boxes(candidate):
-        row = _match_scored(matched, 'bbox2d', title, _boxes(reference), _boxes(candidate))
-        matched.detections.append(row)
-    elif _is_tracks(reference) and _is_tracks(candidate):
-        row = _match_scored(matched, 'bbox2d', title, _tracks(reference), _tracks(candidate))
-        matched.detections.append(row)
-    elif _is_boxes_and_masks(reference) and _is_boxes_and_masks(candidate):
-        matched.detections.append(
-            _match_scored(matched, 'mask', title, _instances(reference), _instances(candidate))
-        )
-    elif isinstance(reference, dict):
-        _match_dict(matched, title, reference, candidate)
-    elif _is_ranking(reference) and _is_ranking(candidate):
-        sides = [{f'{title}.{index}': array for index, array in enumerate(s)} for s in (reference, candidate)]
-        _compare(matched, sides[0], in_order_of(*sides, list(sides[0]), matched.bars.rtol))
+    sides = reference, candidate
+    for is_such, task, convert in (
+        (_is_boxes, 'bbox2d', _boxes),
+        (_is_tracks, 'bbox2d', _tracks),
+        (_is_boxes_and_masks, 'mask', _instances),
+    ):
+        if all(map(is_such, sides)):
+            pairs.scored.append((task, title, *map(convert, sides)))
+            return
+    if isinstance(reference, dict):
+        _pair_dict(pairs, title, reference, candidate)
+    elif all(map(_is_ranking, sides)):
+        _add_rows(pairs, *({f'{title}.{index}': array for index, array in enumerate(side)} for side in sides))
     elif isinstance(reference, list | tuple):
         if len(reference) != len(candidate):
             reason = f'got {len(candidate)} entries, expected {len(reference)}'
-            matched.tensors.append(failed_row(title, reason))
+            pairs.failed.append(failed_row(title, reason))
         for index, (one, other) in enumerate(zip(reference, candidate, strict=False)):
-            _match(matched, title if len(reference) == 1 else f'{title}.{index}', one, other)
+            _pair(pairs, title if len(reference) == 1 else f'{title}.{index}', one, other)
     else:
-        _match_leaf(matched, title, reference, candidate)
+        _pair_leaf(pairs, title, reference, candidate)
 
 
-def _match_dict(matched: Matched, title: str, reference: dict[str, Any], candidate: dict[str, Any]) -> None:
+def _pair_dict(pairs: Paired, title: str, reference: dict[str, Any], candidate: dict[str, Any]) -> None:
     if reference.keys() != candidate.keys():
         reason = f'got the keys {sorted(map(str, candidate))}, expected {sorted(map(str, reference))}'
-        matched.tensors.append(failed_row(title, reason))
+        pairs.failed.append(failed_row(title, reason))
         return
     remaining = dict(reference)
     if _is_boxes3d(reference) and _is_boxes3d(candidate):
-        sides = _boxes3d(reference), _boxes3d(candidate)
-        matched.detections.append(_match_scored(matched, 'bbox3d', title, *sides))
+        pairs.scored.append(('bbox3d', title, _boxes3d(reference), _boxes3d(candidate)))
         for key in ('boxes_3d', 'scores_3d', 'labels_3d'):
             remaining.pop(key)
     score_keys = [key for key in reference if 'score' in str(key)]
     for score_key in score_keys:
-        _match_rows(matched, title, score_key, score_keys, reference, candidate, remaining)
+        _pair_rows(pairs, title, score_key, score_keys, (reference, candidate), remaining)
     for key, value in remaining.items():
-        _match(matched, f'{title}.{key}', value, candidate[key])
+        _pair(pairs, f'{title}.{key}', value, candidate[key])
 
 
-def _match_rows(
-    matched: Matched,
+def _pair_rows(
+    pairs: Paired,
     title: str,
     score_key: str,
     score_keys: Sequence[str],
-    reference: dict[str, Any],
-    candidate: dict[str, Any],
+    sides: tuple[dict[str, Any], dict[str, Any]],
     remaining: dict[str, Any],
 ) -> None:
-    """Compare the arrays with a row per score, in any order."""
-    scores = _array(reference[score_key])
+    """Pair the arrays with a row per score."""
+    scores = _array(sides[0][score_key])
     if scores is None or scores.ndim != 1:
         return
     names = [score_key]
@@ -144,14 +149,20 @@ def _match_rows(
             and _scores_of(key, score_keys) == score_key
         ):
             names.append(key)
-    if names == [score_key] and score_key not in remaining:  # matched with its boxes
+    if names == [score_key] and score_key not in remaining:  # paired with its boxes
         return
-    sides = [{f'{title}.{key}': _array(side[key]) for key in names} for side in (reference, candidate)]
-    if any(array is None for array in sides[1].values()):
+    rows = [{f'{title}.{key}': _array(side[key]) for key in names} for side in sides]
+    if any(array is None for array in rows[1].values()):
         return
     for key in names:
         remaining.pop(key, None)
-    _compare(matched, sides[0], in_order_of(*sides, list(sides[0]), matched.bars.rtol))
+    _add_rows(pairs, *rows)
+
+
+def _add_rows(pairs: Paired, reference: Arrays, candidate: Arrays) -> None:
+    in_order = in_order_of(reference, candidate, list(reference), pairs.bars.rtol)
+    pairs.arrays[0].update(reference)
+    pairs.arrays[1].update(in_order)
 
 
 def _scores_of(key: Any, score_keys: Sequence[Any]) -> Any:
@@ -161,50 +172,27 @@ def _scores_of(key: Any, score_keys: Sequence[Any]) -> Any:
     return prefixes[max(fitting, key=len)] if fitting else None
 
 
-def _match_leaf(matched: Matched, name: str, reference: Any, candidate: Any) -> None:
+def _pair_leaf(pairs: Paired, name: str, reference: Any, candidate: Any) -> None:
     expected, got = _array(reference), _array(candidate)
     if expected is None:
         if isinstance(reference, str | bytes | type(None)) and reference != candidate:
-            matched.tensors.append(failed_row(name, f'got {candidate!r}, expected {reference!r}'))
+            pairs.failed.append(failed_row(name, f'got {candidate!r}, expected {reference!r}'))
     elif got is None:
-        matched.tensors.append(failed_row(name, 'is not an array'))
+        pairs.failed.append(failed_row(name, 'is not an array'))
     else:
-        matched.in_order.append(name)
-        _compare(matched, {name: expected}, {name: got})
+        pairs.in_order.append(name)
+        pairs.arrays[0][name], pairs.arrays[1][name] = expected, got
 
 
-def _compare(matched: Matched, reference: dict[str, np.ndarray], candidate: dict[str, np.ndarray]) -> None:
-    matched.arrays |= candidate
-    rounding = matched.rounding
-    if rounding is None:
-        matched.tensors += compare_filled(reference, candidate, bars=matched.bars)
-        return
-    for row in compare_filled(reference, candidate, rounding=rounding.distances, bars=matched.bars):
-        matched.tensors.append(rounding.judge(row, reference[row.tensor], candidate[row.tensor]))
-
-
-def compare_filled(
-    reference: Mapping[str, np.ndarray],
-    candidate: Mapping[str, np.ndarray],
-    rtol: float = DEFAULT_RTOL,
-    rounding: Rounding | None = None,
-    bars: Bars = FLOAT32,
-) -> list[TensorRow]:
-    """Compare arrays by name; arrays empty on both sides have no row."""
+def filled(reference: Arrays, candidate: Arrays) -> tuple[Arrays, Arrays]:
+    """Return both sides without arrays that are empty on both."""
     empty = {
         name
         for name, array in reference.items()
         if not array.size and name in candidate and array.shape == candidate[name].shape
     }
     sides = ({name: side[name] for name in side if name not in empty} for side in (reference, candidate))
-    return compare_named(*sides, rtol, rounding=rounding, bars=bars)
-
-
-def _match_scored(matched: Matched, name: str, title: str, reference: Any, candidate: Any) -> DetectionRow:
-    settings, thr = {}, getattr(task_module(name), 'SCORE_THR', 0.05)
-    if len(reference.scores) and not (reference.scores >= thr).any():
-        settings['score_thr'] = float(np.median(reference.scores))  # seeded weights find nothing
-    return match(name, title, reference, candidate, matched.bars, **settings)
+    return tuple(sides)
 
 
 def _is_boxes(value: Any) -> bool:

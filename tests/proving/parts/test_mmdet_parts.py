@@ -102,15 +102,15 @@ def test_verify_proves_a_folder_within_the_whole_model(cut_toy, tmp_path, monkey
 @pytest.mark.parametrize(('share', 'passed'), [(0.05, True), (0.2, False)])
 @pytest.mark.matrix
 def test_results_that_rounding_leaves_are_listed_if_they_are_few(cut_toy, monkeypatch, share, passed):
-    run = proof.run_swapped
+    run = proof.Whole.got
 
     def with_others(*given):
-        results = run(*given)
-        for (classes,) in results:
-            max(classes, key=len)[: int(share * sum(map(len, classes))), :4] += 500
-        return results
+        step = run(*given)
+        (classes,) = step.facts['result']
+        max(classes, key=len)[: int(share * sum(map(len, classes))), :4] += 500
+        return step
 
-    monkeypatch.setattr(proof, 'run_swapped', with_others)
+    monkeypatch.setattr(proof.Whole, 'got', with_others)
     verdict = prove_folder(cut_toy.factory, cut_toy.folder, cut_toy.samples[:2])
     assert verdict.passed == passed
     assert any('without a partner' in note for note in verdict.notes) == passed

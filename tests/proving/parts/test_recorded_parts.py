@@ -17,7 +17,7 @@ from mmdeploy_ext.proving.parts.export import export_folder, names_for, record_p
 from mmdeploy_ext.proving.parts.folder import CutFolder
 from mmdeploy_ext.proving.parts.listing import candidates_of, proposal_of
 from mmdeploy_ext.proving.parts.proof import prove_folder
-from mmdeploy_ext.proving.parts.results import match_results
+from mmdeploy_ext.proving.parts.results import paired
 from mmdeploy_ext.proving.parts.samples import run_test_path
 from mmdeploy_ext.proving.parts.swap import with_parts
 
@@ -230,10 +230,10 @@ def test_rows_of_a_ranking_are_matched_in_any_order_and_moved_boxes_are_found():
     def ranking(order):
         return [(torch.arange(12.0).reshape(3, 4)[order], torch.full((3,), 0.5), torch.tensor(order))]
 
-    assert match_results('', ranking([0, 1, 2]), ranking([2, 0, 1])).passed
+    assert not paired('', ranking([0, 1, 2]), ranking([2, 0, 1])).failures
     wrong = ranking([2, 0, 1])
     wrong[0][0][1] += 1
-    assert not match_results('', ranking([0, 1, 2]), wrong).passed
+    assert paired('', ranking([0, 1, 2]), wrong).failures
 
 
 def map_result(order, prefix):
@@ -246,7 +246,7 @@ def map_result(order, prefix):
 @pytest.mark.parametrize('prefix', ['map_', ''])
 def test_rows_of_maps_are_matched_in_any_order_and_moved_points_are_found(prefix):
     reference = map_result([0, 1, 2], prefix)
-    assert match_results('', reference, map_result([2, 0, 1], prefix)).passed
+    assert not paired('', reference, map_result([2, 0, 1], prefix)).failures
     moved = map_result([0, 1, 2], prefix)
     moved[0][f'{prefix}pts_3d'][1] += 0.1
-    assert not match_results('', reference, moved).passed
+    assert paired('', reference, moved).failures

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.proving.parts.proof import WholeRounding
-from mmdeploy_ext.proving.parts.results import match_results
+from mmdeploy_ext.proving.loop import compare
+from mmdeploy_ext.proving.parts.proof import Whole
+from mmdeploy_ext.proving.parts.results import paired
 from mmdeploy_ext.proving.parts.samples import run_test_path
+from mmdeploy_ext.proving.subject import Step
+from mmdeploy_ext.spec.results import FLOAT32
 
 
 class Volume(torch.nn.Module):
@@ -34,6 +37,17 @@ class Map(torch.nn.Module):
 FACTORY = SimpleNamespace(make=lambda: Volume().eval())
 
 
+def judged(factory, samples, reference, candidate):
+    """Return whether the loop passes the last sample's results, and the lines on ties."""
+    model = factory.make()
+    recorded = [(sample, run_test_path(model, sample)) for sample in samples[:-1]]
+    subject = Whole(factory, [*recorded, (samples[-1], reference)], [], factory.make(), FLOAT32)
+    subject.got = lambda sample, state: Step(
+        facts=dict(result=candidate if sample.data == len(recorded) else recorded[sample.data][1])
+    )
+    return compare(subject)[0][-1].passed, subject.ties
+
+
 def sides():
     values = torch.rand(20, 3, generator=torch.Generator().manual_seed(0))
     values[:, 2] += 1  # the class, but for one voxel whose first two classes are equal to rounding
@@ -49,18 +63,16 @@ def sides():
 def test_results_differ_by_the_rounding_of_the_test_path_and_not_by_a_percent(key, change, passes):
     samples, reference, candidate = sides()
     candidate[key][0, 3, 1] += change
-    assert not match_results('results', reference, candidate).passed
-    rounding = WholeRounding('results', reference, FACTORY, samples)
-    assert match_results('results', reference, candidate, rounding=rounding).passed == passes
+    assert paired('results', reference, candidate).failures
+    assert judged(FACTORY, samples, reference, candidate) == (passes, [])
 
 
 @pytest.mark.parametrize(('voxel', 'passes'), [(7, True), (8, False)])
 def test_a_class_is_another_one_if_its_score_is_the_same_to_rounding(voxel, passes):
     samples, reference, candidate = sides()
     candidate['classes'][voxel] = 1
-    rounding = WholeRounding('results', reference, FACTORY, samples)
-    matched = match_results('results', reference, candidate, rounding=rounding)
-    assert (matched.passed, len(rounding.ties)) == (passes, passes)
+    passed, ties = judged(FACTORY, samples, reference, candidate)
+    assert (passed, len(ties)) == (passes, passes)
 
 
 SHIFTED, EXCHANGED = (lambda classes: (classes + 1) % 3), (lambda classes: classes.T)
@@ -72,7 +84,5 @@ def test_classes_that_are_shifted_or_lie_along_another_axis_are_no_ties(change):
     factory = SimpleNamespace(make=lambda: Map().eval())
     samples = [dict(values=values)]
     reference = run_test_path(factory.make(), samples[0])
-    rounding = WholeRounding('results', reference, factory, samples)
     candidate = dict(classes=np.ascontiguousarray(change(reference['classes'])))
-    matched = match_results('results', reference, candidate, rounding=rounding)
-    assert (matched.passed, rounding.ties) == (False, [])
+    assert judged(factory, samples, reference, candidate) == (False, [])
