@@ -229,6 +229,7 @@ class Tracing(TorchFunctionMode):
         self.suppressed: Suppressed | None = None
         self.left: dict[tuple[str, int], list[tuple[Any, str]]] = {}
         self._depends: dict[int, bool] = {}
+        self._selected: dict[int, bool] = {}
         self._views: dict[int, tuple[torch.Tensor, torch.Tensor, Any]] = {}
         self._counts: dict[int, torch.Tensor] = {}
         self._emptiness: dict[int, tuple[torch.Tensor, bool]] = {}
@@ -403,19 +404,23 @@ class Tracing(TorchFunctionMode):
 
     def selected(self, tensor: torch.Tensor) -> bool:
         """Whether a size depends on values, and not on the sizes of the inputs alone."""
-        todo, seen = [torch._C._get_value_trace(tensor)], set()
+        todo, seen, known = [torch._C._get_value_trace(tensor)], set(), self._selected
+        start = todo[0].unique()
         while todo:
             value = todo.pop()
-            if value.unique() in seen:
+            name = value.unique()
+            if name in seen or known.get(name) is False:
                 continue
-            seen.add(value.unique())
+            seen.add(name)
             node = value.node()
-            if node.kind() in SELECTING:
+            if known.get(name) or node.kind() in SELECTING:
+                known[start] = True
                 return True
             sources = list(node.inputs())
             is_column = node.kind() == 'aten::size' and sources[1].toIValue() != 0
             if not is_column:  # rows are selected along the first axis
                 todo += sources
+        known.update(dict.fromkeys(seen, False))
         return False
 
     def of_sizes(self, tensor: torch.Tensor) -> bool:
@@ -614,9 +619,9 @@ class Tracing(TorchFunctionMode):
         """`x.reshape(n, -1)` of n selected rows: ONNX cannot divide 0 elements by 0 rows."""
         shape = list(args[1]) if len(args) == 2 and isinstance(args[1], tuple | list) else list(args[1:])
         tensor = args[0]
-        if not shape or not isinstance(shape[0], torch.Tensor) or not self.selected(shape[0]):
-            return NotImplemented
         if -1 not in [size for size in shape[1:] if not isinstance(size, torch.Tensor)] or tensor.dim() < 2:
+            return NotImplemented
+        if not isinstance(shape[0], torch.Tensor) or not self.selected(shape[0]):
             return NotImplemented
         with untraced():
             rows, rest = builtins.int(shape[0]), [builtins.int(size) for size in shape[1:]]
