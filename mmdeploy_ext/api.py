@@ -390,8 +390,7 @@ def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     """Prove the files of a request with a detector of `read_detector`; see `prove`."""
     from mmdeploy_ext.families.evaluate import evaluation
     from mmdeploy_ext.proving.metrics import near_zero_notes
-    from mmdeploy_ext.proving.recorded.calls import Recording
-    from mmdeploy_ext.proving.recorded.proof import judge_recording
+    from mmdeploy_ext.proving.recorded.calls import Recording, judge_recording
     from mmdeploy_ext.spec.verdict import metric_finding
 
     family, kind, engine = detector.family, kind_of(detector.family), engine_of(request)

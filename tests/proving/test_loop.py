@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,11 +34,13 @@ from mmdeploy_ext.proving.parts.proof import Calls, Whole
 from mmdeploy_ext.proving.parts.swap import open_sessions
 from mmdeploy_ext.proving.pictures import Pictures, open_backend
 from mmdeploy_ext.proving.proof import open_file
+from mmdeploy_ext.proving.recorded.calls import Heads
 from mmdeploy_ext.proving.references import InputReference
 from mmdeploy_ext.proving.subject import Sample, Step, Subject
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.spec.matching import total_reasons
 from mmdeploy_ext.spec.results import FLOAT32
+from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 from toy_stepper import MEMORY, SPEC, ToyStepper
 
 
@@ -149,6 +152,20 @@ def kit(folder):
     return subject
 
 
+def heads(folder):
+    """Outputs of a module here and equal recorded ones."""
+    head = torch.nn.Linear(4, 5)
+
+    def run(x):
+        return {'head[0]': head(x).detach().numpy()}
+
+    inputs = [torch.rand(2, 4) + place for place in range(3)]
+    kept = [
+        Sample(f'picture {place}', (run(x), run(x), lambda x=x: run(x))) for place, x in enumerate(inputs)
+    ]
+    return Heads(SimpleNamespace(heads=kept, rtol=DEFAULT_RTOL, has_memory=False), head)
+
+
 ADAPTERS = dict(
     sums=lambda folder: Sums(),
     module=module,
@@ -159,14 +176,15 @@ ADAPTERS = dict(
     kit=kit,
     dump=dump,
     frame_dump=frame_dump,
+    heads=heads,
     calls=lambda folder: Calls(*parts(folder)[0]),
     whole=lambda folder: Whole(*parts(folder)[1]),
 )
 """Name -> function from an empty folder to a subject of three samples (a drive: of twelve)."""
-STORED = 'kit', 'dump', 'frame_dump', 'calls', 'whole'
+STORED = 'kit', 'dump', 'frame_dump', 'heads', 'calls', 'whole'
 
 
-@pytest.fixture(params=in_suite(ADAPTERS, 'sums', 'module', 'drive', 'backbone', 'calls', 'whole'))
+@pytest.fixture(params=in_suite(ADAPTERS, 'sums', 'module', 'drive', 'backbone', 'heads', 'calls', 'whole'))
 def adapter(request, tmp_path):
     return request.param, ADAPTERS[request.param](tmp_path)
 

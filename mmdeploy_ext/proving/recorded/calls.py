@@ -1,10 +1,12 @@
-"""Calls of a detector's `forward`: written for `record.py`, and answered from its recording."""
+"""Calls of a detector's `forward`: written for `record.py`, answered from its recording, and judged."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import pickle
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,20 +17,24 @@ import torch
 from mmdeploy_ext.base.arrays import load_arrays
 from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.base.errors import ConfigError, DataError, Mm2OnnxError, one_line, shortened
-from mmdeploy_ext.base.files import path_in, read_json, will_read, write_json
+from mmdeploy_ext.base.files import path_in, read_json, sha256_file, will_read, write_json
 from mmdeploy_ext.base.typed_json import JsonDataclass, Mismatch, optional, read
-from mmdeploy_ext.proving.explain import rounding_of
+from mmdeploy_ext.proving.inputs.samples import read_picture
+from mmdeploy_ext.proving.inputs.voxel_sets import points_of
+from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.recorded import record
+from mmdeploy_ext.proving.subject import Sample, Step, Subject
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
-from mmdeploy_ext.spec.comparison import compare_named
+from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
+from mmdeploy_ext.spec.verdict import NOTHING_COMPARED, Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.runtime.frames import StepResult, StreamState
-    from mmdeploy_ext.spec.results import TensorRow
+    from mmdeploy_ext.spec.verdict import Verdict
 
 
 # Converts recorded results of every generation of OpenMMLab to results of mmdet 2.28 and mmdet3d 1.0.0rc6.
@@ -180,8 +186,6 @@ def _miss(first: np.ndarray, second: np.ndarray) -> float:
     return float(between.min(2).max())
 
 
-Heads = list[tuple[str, Any]]
-"""(module, outputs) of each call."""
 MANIFEST = 'manifest.json'
 GPU_RTOL = 1e-3
 """Tolerance of the heads' outputs from a GPU, of a slice's largest value."""
@@ -325,7 +329,7 @@ class Recording:
 
     Attributes:
         manifest: see `record.py`.
-        rows: (input, comparison of a head's output here with the recorded one).
+        heads: outputs of heads here and recorded ones, and what runs the former again; see `Heads`.
         answered: files of the recorded inputs that were compared.
         left_out: names of inputs without a recording.
         unreadable: why recorded inputs could not be compared.
@@ -334,7 +338,7 @@ class Recording:
     """
 
     def __init__(self, folder: str | Path, has_memory: bool = False) -> None:
-        """Read the manifest of a folder; a model with a memory has no second run of a call, in float64."""
+        """Read the manifest of a folder."""
         self.folder, path, self.has_memory = Path(folder), Path(folder) / MANIFEST, has_memory
         if not path.is_file():
             raise DataError(f'--recorded {folder}: has no {MANIFEST}; record.py writes it')
@@ -351,7 +355,7 @@ class Recording:
             raise DataError(f'{path}: {error}; record again') from error
         names = (entry.file for entry in (*self.manifest.calls, *self.manifest.own))
         will_read('a file of the recording', [path, *(path_in(self.folder, name, path) for name in names)])
-        self.rows: list[tuple[str, TensorRow]] = []
+        self.heads: list[Sample] = []
         self.answered: list[str] = []
         self.left_out: list[str] = []
         self.unreadable: list[str] = []
@@ -388,17 +392,16 @@ class Recording:
             with record.watched(model, names, outputs):
                 own = run()
 
-            def run_again() -> list[tuple[str, Any]]:
+            def run_again() -> dict[str, np.ndarray]:
                 again: list[tuple[str, Any]] = []
                 with record.watched(model, names, again), contextlib.suppress(Exception):
                     run()  # what follows the heads may refuse float64
-                return again
+                return _arrays(again)
 
             try:
                 with readable(f'{self.folder}: {call.name}'):
                     arrays = load_arrays(self.folder / call.file)
-                    module = None if self.has_memory else model
-                    self._compare_heads(name, call, arrays, outputs, run_again, module)
+                    self._keep_heads(name, call, arrays, outputs, run_again)
                     result = as_mmdet2(record.restored(call.result, arrays, 'cpu'), own, model)
             except DataError as error:  # of an input that a proof may do without
                 self.unreadable.append(str(error))
@@ -418,39 +421,56 @@ class Recording:
         self._next[key] = place + 1
         return fitting[place] if place < len(fitting) else None
 
-    def _compare_heads(
+    def _keep_heads(
         self,
         name: str,
         call: RecordedCall,
         arrays: Mapping[str, np.ndarray],
-        here: Heads,
-        run_again: Callable[[], Heads],
-        module: torch.nn.Module | None,
+        here: Sequence[tuple[str, Any]],
+        run_again: Callable[[], dict[str, np.ndarray]],
     ) -> None:
         recorded = [(module.name, record.restored(module.outputs, arrays)) for module in call.modules]
         expected, actual = _arrays(here), _arrays(recorded)
-        if not actual:
-            self._note(call, 'no output of a head was recorded: name modules with --module of record.py')
-            return
         shapes, shapes_there = (
             {key: array.shape for key, array in side.items()} for side in (expected, actual)
         )
-        if other := [key for key in {**shapes, **shapes_there} if shapes.get(key) != shapes_there.get(key)]:
+        other = [key for key in {**shapes, **shapes_there} if shapes.get(key) != shapes_there.get(key)]
+        if not actual:
+            self._note(call, 'no output of a head was recorded: name modules with --module of record.py')
+        elif other:
             self._note(
                 call,
                 f'{", ".join(other)}: not compared: other shapes, or only on one side',
             )
-            return
-        rounding = None
-        if module is not None:
-            rounding = rounding_of(module, expected, lambda: _arrays(run_again()))
-        rows = compare_named(expected, actual, self.rtol, rounding=rounding)
-        self.rows += ((name, row) for row in rows)
+        else:
+            self.heads.append(Sample(name, (expected, actual, run_again)))
 
     def _note(self, call: RecordedCall, text: str) -> None:
         self.headless.append(call.file)
         if text not in self.notes:
             self.notes.append(text)
+
+
+class Heads(Subject):
+    """Outputs of heads of the model here, and the recorded ones."""
+
+    again = -1
+
+    def __init__(self, recording: Recording, model: torch.nn.Module) -> None:
+        self.given, self.rtol = recording.heads, recording.rtol
+        self.module = None if recording.has_memory else model
+
+    def sample(self, entry: Sample, index: int, mode: str) -> Sample:
+        return entry
+
+    def want(self, sample: Sample, state: Any) -> Step:
+        return Step(sample.data[0])
+
+    def got(self, sample: Sample, state: Any) -> Step:
+        return Step(sample.data[1])
+
+    def tensors(self, sample: Sample, state: Any, got: Step) -> Mapping[str, np.ndarray]:
+        return sample.data[2]()
 
 
 def sums_of(arrays: Mapping[str, np.ndarray]) -> InputSums:
@@ -534,3 +554,135 @@ class RecordedStepper:
     def step(self, sample: Any) -> StepResult:
         with around(self.detector, sample.name or 'sample'):
             return self.reference.step(sample)
+
+
+# Findings of a recorded reference.
+
+
+LEVELS, MEAN_LEVELS = 2.0, 0.1
+"""Grey levels between two OpenCV builds' prepared images, at most and on average."""
+
+
+def judge_recording(verdict: Verdict, detector: Detector, files: Sequence[Path]) -> None:
+    """Add findings on the recorded model, its heads' outputs, and its inputs.
+
+    `files`: the proof's images or sweeps, to compare the user's own test pipeline there.
+    """
+    recording: Recording = detector.recording
+    manifest = recording.manifest
+    others = identity_of(manifest, detector.model, detector.checkpoint_sha256)
+    text = '; '.join(others[:3]) + (f'; and {len(others) - 3} more' if len(others) > 3 else '')
+    verdict.findings.append(Finding('surroundings', 'recorded weights', not others, text))
+    verdict.findings += _settings(manifest, detector)
+    verdict.findings += _preparation(recording, detector, files)
+    for case in compare(Heads(recording, detector.model))[0]:
+        for row in case.tensors:
+            title = f'{case.name}: recorded {row.tensor}'
+            facts = dict(recorded=case.name)
+            verdict.findings.append(Finding('outputs', title, row.passed, row.reason, facts))
+    verdict.add_failures(filter(None, [_gap(verdict, recording)]))
+    answered = len(dict.fromkeys(recording.answered))
+    inputs = 'input' if answered == 1 else 'inputs'
+    rests_on = f'recorded on {answered} {inputs}'
+    if recording.headless:
+        rests_on += f', {len({*recording.headless})} with results only'
+    verdict.subject['recorded'] = f'{recording.title} ({rests_on})'
+    verdict.notes += recording.notes
+    verdict.notes += [f'recorded: {line}' for line in manifest.said]
+    if unsteady := [call.name for call in manifest.calls if not call.repeats]:
+        verdict.notes.append(f'a second run there gave different values: {", ".join(unsteady)}')
+
+
+def _gap(verdict: Verdict, recording: Recording) -> str:
+    """Return why the verdict is not one on the recorded results, or ''."""
+    again = 'run mm2onnx record again with the --images and --frames of this command'
+    if recording.unreadable:
+        return recording.unreadable[0]
+    if not recording.answered:
+        return f'no input of this proof was recorded: {again}'
+    if left_out := sorted({*recording.left_out}):
+        return (
+            f'the recording answered {len(dict.fromkeys(recording.answered))} inputs; compared with PyTorch '
+            f'here: {", ".join(left_out)}: {again}'
+        )
+    has_results = bool(verdict.with_figure('image') or verdict.series)
+    there = verdict.summary()['reference'] + sum(sum(one['reference']) for one in verdict.series.values())
+    if not (there if has_results else recording.heads):
+        return f'{NOTHING_COMPARED}: the recording has no results'
+    return ''
+
+
+def _preparation(recording: Recording, detector: Detector, files: Sequence[Path]) -> Iterator[Finding]:
+    """Compare images and sweeps of the user's test pipeline and of the file's rule."""
+    by_content = {sha256_file(path): path for path in files}
+    for entry in recording.manifest.own:
+        subject, path = f'recorded preparation of {entry.name}', by_content.get(entry.sha256)
+        if path is None:
+            yield Finding('surroundings', subject, None, 'no file of --images has this content')
+            continue
+        compare = _compare_points if path.suffix == '.bin' else _compare_picture
+        with readable(f'{recording.folder}: {entry.name}'):
+            fed = record.restored(entry.fed, load_arrays(recording.folder / entry.file))
+            compared = compare(_network_input(fed), path, detector)
+        yield Finding('surroundings', subject, *compared)
+
+
+def _compare_picture(there: np.ndarray, path: Path, detector: Detector) -> tuple[bool, str]:
+    here = prepare_image(detector.rule, read_picture(path, detector.rule)).tensor[None]
+    if there.shape != here.shape:
+        return False, f'recorded {there.shape}, here {here.shape}'
+    levels = np.abs(there - here) * np.float32(detector.rule.std)[:, None, None]
+    text = f'{levels.max():.3g} grey levels apart at most, {levels.mean():.3g} on average'
+    return bool(levels.max() <= LEVELS and levels.mean() <= MEAN_LEVELS), text
+
+
+def _compare_points(there: np.ndarray, path: Path, detector: Detector) -> tuple[bool, str]:
+    """Compare a single sweep's points, in order, in the model's range."""
+    with tempfile.TemporaryDirectory() as folder:
+        infos = Path(folder) / 'infos.pkl'
+        infos.write_bytes(pickle.dumps([dict(lidar_path=str(path.resolve()), sweeps=[], timestamp=0)]))
+        ((_, here),) = points_of(str(infos), detector.cfg, detector.rule, 1)
+    low, high = np.float32(detector.rule.point_cloud_range).reshape(2, 3)
+    there, here = (cloud[((cloud[:, :3] > low) & (cloud[:, :3] < high)).all(1)] for cloud in (there, here))
+    if there.shape != here.shape:
+        return False, f'recorded points {there.shape}, here {here.shape}'
+    apart = np.abs(there - here).max(0, initial=0)
+    columns = ', '.join(f'column {index} by {apart[index]:.3g}' for index in np.flatnonzero(apart))
+    return not columns, columns and f'points differ: {columns} at most'
+
+
+def _network_input(fed: Mapping[str, Any]) -> np.ndarray:
+    value = fed.get('inputs', fed)
+    if isinstance(value, dict):
+        value = value['points' if 'points' in value else 'img']
+    while isinstance(value, list | tuple):
+        (value,) = value
+    return value.numpy()
+
+
+def _settings(manifest: Manifest, detector: Detector) -> list[Finding]:
+    """Compare class names and, in the same generation of OpenMMLab, `test_cfg`."""
+    findings = []
+    if len(manifest.classes) == len(detector.classes):  # a checkpoint of RPN names classes without outputs
+        same = [*manifest.classes] == [*map(str, detector.classes)]
+        text = '' if same else f'recorded {manifest.classes[:5]}, here {[*detector.classes][:5]}'
+        findings.append(Finding('surroundings', 'recorded classes', same, text))
+    own = detector.cfg.model.get('test_cfg') or detector.cfg.get('test_cfg')
+    if 'mmengine' not in manifest.versions and own and manifest.test_cfg:
+        there, here = _plain(manifest.test_cfg), _plain(own)
+        names = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
+        text = ', '.join(f'{name}: recorded {there.get(name)}, here {here.get(name)}' for name in names[:3])
+        findings.append(Finding('surroundings', 'recorded test_cfg', not names, text))
+    return findings
+
+
+def _plain(settings: Any, prefix: str = '') -> dict[str, str]:
+    """Return dotted key -> text of each value."""
+    if isinstance(settings, dict):
+        rows: dict[str, str] = {}
+        for key, value in settings.items():
+            rows |= _plain(value, f'{prefix}{key}.')
+        return rows
+    if isinstance(settings, list | tuple):
+        return {prefix.rstrip('.'): str([*settings])}
+    return {prefix.rstrip('.'): str(settings)}

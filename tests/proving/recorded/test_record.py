@@ -17,8 +17,9 @@ from mmdeploy_ext.api import ProofRequest, ask_read, prove_read, read_detector
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import ConfigError, DataError, UsageError
 from mmdeploy_ext.families.common.samples import ClockwiseBoxes
+from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.recorded import record
-from mmdeploy_ext.proving.recorded.calls import Ask, Recording, as_mmdet2, convention_of, sums_of
+from mmdeploy_ext.proving.recorded.calls import Ask, Heads, Recording, as_mmdet2, convention_of, sums_of
 from mmdeploy_ext.proving.views.table import print_verdict
 from mmdeploy_ext.spec.verdict import NOTHING_COMPARED
 from proofs import fresh_exports_once, samples_alone
@@ -390,7 +391,7 @@ def test_heads_that_cannot_be_compared_are_noted_and_run_once(tmp_path, heads_th
     with recording.calls_of(model, 'a'):
         (sample,) = model(img=img)
     assert model.count == 1 and torch.equal(sample, torch.zeros(1, 3))
-    assert recording.answered == recording.headless == ['0.npz'] and recording.notes and not recording.rows
+    assert recording.answered == recording.headless == ['0.npz'] and recording.notes and not recording.heads
     with recording.calls_of(model, 'again'):
         (sample,) = model(img=img)
     assert recording.left_out == ['again'] and sample is img
@@ -408,10 +409,9 @@ def test_heads_are_compared_whatever_the_order_of_their_keys(tmp_path):
     recording = recording_of(tmp_path, calls=[call])
     with recording.calls_of(model, 'a'):
         model(img=img)
-    assert [(name, row.shape, row.passed) for name, row in recording.rows] == [
-        ('a', '2x3', True),
-        ('a', '2x2', True),
-    ]
+    (case,) = compare(Heads(recording, model))[0]
+    assert case.name == 'a'
+    assert [(row.shape, row.passed) for row in case.tensors] == [('2x3', True), ('2x2', True)]
 
 
 BOXES, NO_BOXES = [np.ones((1, 5)), np.ones((0, 5))], [np.zeros((0, 5))] * 2
