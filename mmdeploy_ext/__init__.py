@@ -14,8 +14,8 @@ from mmdeploy_ext import moved
 if TYPE_CHECKING:
     from mmdeploy_ext.api import export, prove
     from mmdeploy_ext.families.base import Family
-    from mmdeploy_ext.proving.modules.proof import prove_module
-    from mmdeploy_ext.proving.parts.api import export_parts
+    from mmdeploy_ext.proving.modules import prove_module
+    from mmdeploy_ext.proving.parts.proof import export_parts
     from mmdeploy_ext.proving.parts.swap import with_parts
     from mmdeploy_ext.runtime.detect import open_model
     from mmdeploy_ext.spec.registry import register_family
@@ -37,10 +37,10 @@ __all__ = [
 _MODULES = {
     'Family': 'mmdeploy_ext.families.base',
     'export': 'mmdeploy_ext.api',
-    'export_parts': 'mmdeploy_ext.proving.parts.api',
+    'export_parts': 'mmdeploy_ext.proving.parts.proof',
     'open_model': 'mmdeploy_ext.runtime.detect',
     'prove': 'mmdeploy_ext.api',
-    'prove_module': 'mmdeploy_ext.proving.modules.proof',
+    'prove_module': 'mmdeploy_ext.proving.modules',
     'register_family': 'mmdeploy_ext.spec.registry',
     'with_parts': 'mmdeploy_ext.proving.parts.swap',
 }

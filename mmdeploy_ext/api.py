@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.bench.precision.plan import Planner
     from mmdeploy_ext.exporting.precision_plan import KeptResults, Plan
-    from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
+    from mmdeploy_ext.proving.inputs import ChosenSamples, Samples
     from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.spec.options import Options
     from mmdeploy_ext.spec.verdict import Verdict

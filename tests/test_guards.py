@@ -35,7 +35,7 @@ TORCH_FREE = (
     'cli.options',
     'proving.provenance',
     'graphs.diff.files',
-    'proving.difference.report',
+    'proving.views.difference',
     'proving.views.report',
 )
 TRACED = ('/export.py', '_export.py')

@@ -41,7 +41,7 @@ WRITTEN = {'mmdeploy_ext.upstream.weights.convert.mmdet3_model': {'mmdeploy_ext.
 EXPLAINED = {
     r'\bTies\(': ['proving.explain', 'bench.precision.results_kept'],
     r'\bwithout_limits\(': ['proving.explain', 'bench.precision.results_kept'],
-    r'proving\.float64 import': ['proving.explain', 'proving.difference.locate'],
+    r'proving\.float64 import': ['proving.explain', 'proving.difference'],
     r"'proving'\)": ['proving.loop'],
 }
 """What explains a difference, and the loop over samples -> the modules that name it."""
@@ -49,10 +49,10 @@ LAZY = {
     'mmdeploy_ext': {
         'mmdeploy_ext.api',
         'mmdeploy_ext.spec.registry',
-        'mmdeploy_ext.proving.parts.api',
+        'mmdeploy_ext.proving.parts.proof',
         'mmdeploy_ext.proving.parts.swap',
         'mmdeploy_ext.families.base',
-        'mmdeploy_ext.proving.modules.proof',
+        'mmdeploy_ext.proving.modules',
         'mmdeploy_ext.runtime.detect',
     },
     'mmdeploy_ext.families.base': {'mmdeploy_ext.families.common.upstream_layers'},
@@ -83,7 +83,7 @@ OF_FILES = {
 ASKING = {
     'mmdeploy_ext.families.evaluate.backend_config': 'a memory has a key of its own',
     'mmdeploy_ext.proving.against_dump': 'the state before a dumped frame',
-    'mmdeploy_ext.proving.drive': 'samples of a recording are a drive',
+    'mmdeploy_ext.proving.frames': 'samples of a recording are a drive',
     'mmdeploy_ext.proving.not_shown': 'names pictures or samples',
     'mmdeploy_ext.proving.views.table': 'names the command of a product',
 }

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
         ('core.unregistered', 'mmdeploy_ext.base.unregistered'),
         ('families.petr.graphs', 'mm2onnx_driving.petr.graphs'),
         ('consumers.autoware.streampetr_export', 'mm2onnx_driving.streampetr.targets.autoware_export'),
-        ('cutting.api', 'mmdeploy_ext.proving.parts.api'),
+        ('cutting.api', 'mmdeploy_ext.proving.parts.proof'),
         ('families.model', 'mmdeploy_ext.families.detector'),
         ('contract.options', 'mmdeploy_ext.spec.options'),
         ('exporting.ops.nms', 'mmdeploy_ext.upstream.operators.nms'),

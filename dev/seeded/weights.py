@@ -31,7 +31,7 @@ from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.families.base import Family
 from mmdeploy_ext.families.first_run import own_forward
 from mmdeploy_ext.families.synthetic.scene import make_scene
-from mmdeploy_ext.proving.inputs.inputs import bright, dark
+from mmdeploy_ext.proving.inputs import bright, dark
 from mmdeploy_ext.spec.registry import seeded_heads_of
 
 PUBLISHED_PREFIXES = {

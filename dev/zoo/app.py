@@ -12,7 +12,7 @@ from dev.zoo.records import EXPORT_KINDS, Outcome, summary_line, zoo_content
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError, one_line
 from mmdeploy_ext.base.files import check_writable, write_json
-from mmdeploy_ext.proving.inputs.samples import read_images
+from mmdeploy_ext.proving.inputs import read_images
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.upstream import compat
 

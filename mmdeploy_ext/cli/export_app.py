@@ -273,9 +273,8 @@ def _show(detector: Detector, path: str, image: tuple[str, np.ndarray], engine: 
     import onnx
     import onnx.printer
 
-    from mmdeploy_ext.proving.pictures import Pictures
+    from mmdeploy_ext.proving.pictures import Pictures, references
     from mmdeploy_ext.proving.proof import open_file
-    from mmdeploy_ext.proving.references import references
     from mmdeploy_ext.runtime.draw import write_picture
 
     file = open_file(path)

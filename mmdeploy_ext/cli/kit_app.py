@@ -146,8 +146,7 @@ def write_of_module(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError('--inputs or --samples: pass samples to run')
 
     from mmdeploy_ext.bench.kit.modules import write_module_kit
-    from mmdeploy_ext.proving.modules.calls import make_module, make_samples, read_samples
-    from mmdeploy_ext.proving.modules.proof import ModuleProof
+    from mmdeploy_ext.proving.modules import ModuleProof, make_module, make_samples, read_samples
     from mmdeploy_ext.upstream import compat
 
     compat.apply()  # before the file of the user imports the libraries that it is for

@@ -33,8 +33,7 @@ def run(args: argparse.Namespace) -> int:
     state = shared.parse_state(args.state)
 
     from mmdeploy_ext.base.files import write_json
-    from mmdeploy_ext.proving.modules.calls import make_module, make_samples, read_samples
-    from mmdeploy_ext.proving.modules.proof import prove_module
+    from mmdeploy_ext.proving.modules import make_module, make_samples, prove_module, read_samples
     from mmdeploy_ext.proving.views.table import print_verdict
     from mmdeploy_ext.upstream import compat
 

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     verdict = prove_read(detector, request)
     kind = kind_of(detector.family)
     if Path(args.onnx_file).is_file() and kind.public_samples:
-        from mmdeploy_ext.proving.difference.locate import near_lines
+        from mmdeploy_ext.proving.difference import near_lines
 
         side = kind.side_of_difference(detector, kind.public_samples)
         verdict.notes += near_lines(detector, args.onnx_file, side, verdict)

@@ -11,7 +11,7 @@ from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.dump import list_samples, load_dump
 from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.proving.loop import compare
-from mmdeploy_ext.proving.references import options_besides_form
+from mmdeploy_ext.proving.pictures import options_besides_form
 from mmdeploy_ext.proving.subject import Sample, Step, Subject
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.spec.results import accept_rate, bars_of

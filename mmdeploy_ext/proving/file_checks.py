@@ -11,12 +11,15 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.errors import Mm2OnnxError, ModelFileError, UsageError, one_line
 from mmdeploy_ext.base.typed_json import parse_json
+from mmdeploy_ext.base.violations import WARNING, errors
 from mmdeploy_ext.exporting.copy import prepared
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.exporting.int8.dense import QUANTISE
 from mmdeploy_ext.exporting.precision_plan import has_ranges, plan_of, quantised_as, with_plan_of
+from mmdeploy_ext.exporting.sparse import libspconv_contract
 from mmdeploy_ext.families import detector_files as files
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.detector import prepare_fixed
@@ -28,7 +31,7 @@ from mmdeploy_ext.graphs.passes.fp16 import BF16_OPSET
 from mmdeploy_ext.proving.quantised import UndoneFile
 from mmdeploy_ext.spec.metadata import BF16, OF_SPARSE_GRAPHS, PREFIX
 from mmdeploy_ext.spec.registry import registration_of
-from mmdeploy_ext.spec.results import AS_WRITTEN, Check, GraphDifference, GraphResult
+from mmdeploy_ext.spec.results import AS_WRITTEN, SHOWN, Check, GraphDifference, GraphResult, first_lines
 from mmdeploy_ext.spec.tensors import written_precision
 
 if TYPE_CHECKING:
@@ -167,6 +170,20 @@ def check_valid(model: onnx.ModelProto) -> Check:
     except onnx.checker.ValidationError as error:
         return Check('onnx.checker', False, one_line(error)[:300])
     return Check('onnx.checker', True)
+
+
+def check_dialect(
+    path: str, model: onnx.ModelProto, max_voxels: int | None = None
+) -> tuple[list[Check], list[str]]:
+    """Check a file against the contract of libspconv's engine; return the check, and warnings."""
+    violations = libspconv_contract.check(model, max_voxels=max_voxels, name=path)
+    wrong = [f'{entry.node or "file"}: {entry.rule}: {entry.message}' for entry in errors(violations)]
+    warnings = [entry for entry in violations if entry.severity == WARNING]
+    notes = [f'contract: {entry.node or "file"}: {entry.message}' for entry in warnings[:SHOWN]]
+    if len(warnings) > SHOWN:
+        notes.append(f'contract: {len(warnings) - SHOWN} more warnings; run {tool("check")} to see them')
+    count = f'{len(model.graph.node)} nodes by the rules of the engine'
+    return [Check("contract of NVIDIA's engine", not wrong, first_lines(wrong) or count)], notes
 
 
 def check_not_random(model: onnx.ModelProto) -> Check:

@@ -25,7 +25,7 @@ from mmdeploy_ext.graphs.io.files import is_sparse
 from mmdeploy_ext.graphs.io.index import count_nodes
 from mmdeploy_ext.graphs.io.types import skeleton
 from mmdeploy_ext.graphs.passes.fp16 import LOWER
-from mmdeploy_ext.proving.file_checks import check_structure, not_compared
+from mmdeploy_ext.proving.file_checks import check_dialect, check_structure, not_compared
 from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.not_shown import add_code, unreached, untraced_methods
 from mmdeploy_ext.proving.provenance import (
@@ -273,8 +273,6 @@ def contents_of(
     if INTERFACE_EDITS & {*file.edits}:
         contract = file.metadata.spec
     if is_sparse(file.model):
-        from mmdeploy_ext.proving.sparse_file import check_dialect
-
         checks, notes = check_dialect(file.path, file.model)
         notes.append(ROUNDED)
     else:

@@ -13,7 +13,7 @@ from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.cli import export_app, info_app
 from mmdeploy_ext.exporting.sparse import libspconv
 from mmdeploy_ext.families import backbone_files as deploy
-from mmdeploy_ext.proving.sparse_file import compare_node_lists
+from mmdeploy_ext.proving.backbone import compare_node_lists
 from proofs import prove
 from refusals import refused
 from scn_files import node_of, set_attribute

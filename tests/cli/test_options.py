@@ -33,12 +33,12 @@ LEFT_OUT = """
     families.evaluate.evaluation.check_evaluation families.evaluate.loop.run_dataset
     families.backbone_files.make_graph families.backbone_files.trace families.backbone_files.load
     families.detector.build families.detector.load_weights bench.kinds.base.Kind.load
-    bench.kinds.images.Images.build proving.modules.calls.make_module proving.modules.calls.make_samples
-    proving.modules.proof.ModuleProof exporting.int8.dense.DenseQuantiser.calibrate
+    bench.kinds.images.Images.build proving.modules.make_module proving.modules.make_samples
+    proving.modules.ModuleProof exporting.int8.dense.DenseQuantiser.calibrate
     exporting.int8.dense.DenseQuantiser.network exporting.int8.dense.finish_model exporting.int8.dense.record
     exporting.int8.dense.DenseGraph bench.precision.dense_target.compare_outputs
     bench.kinds.images.Images.check_provable bench.kinds.tested.ImageModel
-    proving.inputs.samples.PictureSamples bench.precision.dense_target.Target.save
+    proving.inputs.PictureSamples bench.precision.dense_target.Target.save
     families.backbone_files.checkpoint_ranges bench.precision.sparse_calibration.config_sweeps
     runtime.sweeps.sweep_items
 """
@@ -66,8 +66,8 @@ ROWS = [
     (f'{QUANTIZE} --int8-last --keep-float a b', '.int8_layers', dict(keep_float=['a', 'b'], last=True)),
     (f'{QUANTIZE} --threads 3', 'bench.precision.dense_target.compare_outputs', dict(threads=3)),
     (f'prove_module m.py:f --onnx m.onnx {MODULE} --no-fresh-export',
-     'proving.modules.proof.prove_module', dict(OF_MODULE, fresh=False)),
-    (f'kit m.onnx --module m.py:f --out kit {MODULE}', 'proving.modules.proof.ModuleProof',
+     'proving.modules.prove_module', dict(OF_MODULE, fresh=False)),
+    (f'kit m.onnx --module m.py:f --out kit {MODULE}', 'proving.modules.ModuleProof',
      dict(rtol=0.5, rows=['r', 's'], seed=3)),
     (f'kit m.onnx --module m.py:f --out kit {MODULE} --licence CC0', 'bench.kit.modules.write_module_kit',
      dict(generate=False, pictures=[dict(name='m.py:f', licence='CC0')])),

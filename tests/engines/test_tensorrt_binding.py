@@ -7,8 +7,8 @@ import pytest
 
 from cpu_engine import CpuEngine, HostMemory
 from mmdeploy_ext.base.errors import ModelFileError
+from mmdeploy_ext.cli.tensorrt_app import compare_outputs
 from mmdeploy_ext.engines.tensorrt.binding import Port, Session, check_ports, read_ports
-from mmdeploy_ext.proving.tensorrt import compare_outputs
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 STATED = (Port('sum', 'float32', (-1, 3)), Port('product', 'float32', (-1, 3)))

@@ -13,9 +13,8 @@ from mmdeploy_ext.base.errors import ConfigError, ImageError
 from mmdeploy_ext.cli.run_app import main as run_main
 from mmdeploy_ext.families import detector as deploy
 from mmdeploy_ext.families.detector_files import export_files
-from mmdeploy_ext.proving.inputs.inputs import with_bands, write_array
-from mmdeploy_ext.proving.inputs.samples import PictureSamples, read_picture
-from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
+from mmdeploy_ext.proving.inputs import PictureSamples, read_picture, with_bands, write_array
+from mmdeploy_ext.proving.preprocessing import compare_pictures
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.spec.metadata import read_metadata

@@ -10,7 +10,7 @@ from mmdeploy_ext import prove
 from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.graphs.diff.findings import DiffBars
 from mmdeploy_ext.graphs.io import files
-from mmdeploy_ext.proving.difference.locate import PARTS, Search, Subject, near_lines, split_lines
+from mmdeploy_ext.proving.difference import PARTS, Search, Subject, near_lines, split_lines
 from mmdeploy_ext.spec.tensors import Stage
 from mmdeploy_ext.spec.verdict import Finding, Verdict
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy

@@ -24,8 +24,13 @@ import toy_solo
 from marking import in_suite
 from mmdeploy_ext.base.errors import Mm2OnnxError
 from mmdeploy_ext.families import detector as detectors
-from mmdeploy_ext.proving.pictures import open_backend, picture_inputs, read_picture_file, run_case
-from mmdeploy_ext.proving.references import InputReference
+from mmdeploy_ext.proving.pictures import (
+    InputReference,
+    open_backend,
+    picture_inputs,
+    read_picture_file,
+    run_case,
+)
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.spec.digest import sealed

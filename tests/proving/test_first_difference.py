@@ -14,7 +14,7 @@ from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.detector_files import export_graphs
 from mmdeploy_ext.graphs.diff import findings
-from mmdeploy_ext.proving.difference.locate import PictureSide, Search, Subject, subject_of
+from mmdeploy_ext.proving.difference import PictureSide, Search, Subject, subject_of
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.spec.tensors import Stage
 

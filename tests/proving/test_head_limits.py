@@ -26,7 +26,7 @@ from marking import in_suite
 from mmdeploy_ext.base.config import replaced_entry, without_augmentation
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.common.lidar_parts import parts_of
-from mmdeploy_ext.proving.references import references
+from mmdeploy_ext.proving.pictures import references
 from mmdeploy_ext.runtime.detect import runtime_of
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.preprocess.pictures import read_image

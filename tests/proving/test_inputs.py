@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 import toy_solo
-from mmdeploy_ext.proving.inputs.inputs import plain_inputs, proof_inputs, zoomed_input
-from mmdeploy_ext.proving.pictures import smallest
-from mmdeploy_ext.proving.references import (
+from mmdeploy_ext.proving.inputs import plain_inputs, proof_inputs, zoomed_input
+from mmdeploy_ext.proving.pictures import (
     InputReference,
     empty_reference,
     object_boxes,
     reference_with_empty_image,
+    smallest,
 )
 from mmdeploy_ext.runtime.detections import Detections, Instances
 from mmdeploy_ext.runtime.preprocess.pictures import prepare_image, read_image

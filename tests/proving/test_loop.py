@@ -21,21 +21,19 @@ from mmdeploy_ext.bench.kit.runners import run_onnxruntime
 from mmdeploy_ext.families import backbone_files
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.synthetic.drive import SyntheticDrive
-from mmdeploy_ext.proving import frames, sparse_file
+from mmdeploy_ext.proving import frames
 from mmdeploy_ext.proving.against_dump import FrameDump, ImageDump
-from mmdeploy_ext.proving.backbone import Backbone
+from mmdeploy_ext.proving.backbone import Backbone, read_sparse_file
 from mmdeploy_ext.proving.drive_run import DriveLength, Drives
-from mmdeploy_ext.proving.inputs.inputs import plain_inputs
-from mmdeploy_ext.proving.inputs.voxel_sets import proof_sets
+from mmdeploy_ext.proving.inputs import plain_inputs, proof_sets
 from mmdeploy_ext.proving.loop import compare
-from mmdeploy_ext.proving.modules.proof import ModuleProof
+from mmdeploy_ext.proving.modules import ModuleProof
 from mmdeploy_ext.proving.parts.export import export_folder
 from mmdeploy_ext.proving.parts.proof import Calls, Whole
 from mmdeploy_ext.proving.parts.swap import open_sessions
-from mmdeploy_ext.proving.pictures import Pictures, open_backend
+from mmdeploy_ext.proving.pictures import InputReference, Pictures, open_backend
 from mmdeploy_ext.proving.proof import open_file
 from mmdeploy_ext.proving.recorded.calls import Heads
-from mmdeploy_ext.proving.references import InputReference
 from mmdeploy_ext.proving.subject import Sample, Step, Subject
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.spec.matching import total_reasons
@@ -139,7 +137,7 @@ def backbone(folder):
     path = str(folder / 'lidar.onnx')
     backbone_files.export_file(detector, detector.family.choose(order='xyz', target='portable'), path)
     sets = proof_sets(detector.settings.spatial_shape, detector.settings.in_channels)
-    return Backbone(sparse_file.read_sparse_file(detector, path, None), sets[-3:], 1)
+    return Backbone(read_sparse_file(detector, path, None), sets[-3:], 1)
 
 
 def kit(folder):

@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from marking import in_suite
-from mmdeploy_ext.proving.pictures import open_backend, picture_inputs, read_picture_file, run_case
-from mmdeploy_ext.proving.references import empty_reference
+from mmdeploy_ext.proving.pictures import (
+    empty_reference,
+    open_backend,
+    picture_inputs,
+    read_picture_file,
+    run_case,
+)
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from planting import replaced, result
 from toy_atss import PICTURE, export_toy, load_demo, load_toy

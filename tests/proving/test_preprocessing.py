@@ -17,7 +17,7 @@ from dev.zoo import configs
 from mmdeploy_ext.base.config import load_config, mmdet_config, without_augmentation
 from mmdeploy_ext.base.config import test_pipeline as steps_of_config
 from mmdeploy_ext.base.errors import ConfigError
-from mmdeploy_ext.proving.preprocessing.pictures import compare_pictures
+from mmdeploy_ext.proving.preprocessing import compare_pictures
 from mmdeploy_ext.runtime import detect
 from mmdeploy_ext.runtime.preprocess import pictures, pipeline_rule
 from mmdeploy_ext.runtime.preprocess.pictures import read_image

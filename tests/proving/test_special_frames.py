@@ -11,9 +11,8 @@ from mmdeploy_ext.families.synthetic.drive import SyntheticDrive, synthetic_driv
 from mmdeploy_ext.families.synthetic.moments import (
     changed_drive,
 )
-from mmdeploy_ext.proving.drive import SPECIAL, special_frames, with_moment
 from mmdeploy_ext.proving.drive_run import Drives
-from mmdeploy_ext.proving.frames import best_scores_row
+from mmdeploy_ext.proving.frames import SPECIAL, best_scores_row, special_frames, with_moment
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame

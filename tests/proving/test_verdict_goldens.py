@@ -205,9 +205,8 @@ def bevfusion(folder):
 
 
 def parts(folder, broken=False):
-    from mmdeploy_ext.proving.parts.api import export_parts
     from mmdeploy_ext.proving.parts.folder import CutFolder
-    from mmdeploy_ext.proving.parts.proof import prove_folder
+    from mmdeploy_ext.proving.parts.proof import export_parts, prove_folder
 
     made = export_parts(toy_atss.CONFIG, toy_atss.CHECKPOINT, ['backbone+neck', 'bbox_head'], folder / 'cut')
     cut_folder = made.folder

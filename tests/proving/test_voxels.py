@@ -8,7 +8,7 @@ from mmcv.ops import Voxelization
 
 import toy_centerpoint
 from mmdeploy_ext.proving.frames import compare_preparation
-from mmdeploy_ext.proving.preprocessing.voxels import compare_voxels
+from mmdeploy_ext.proving.preprocessing import compare_voxels
 from mmdeploy_ext.runtime.preprocess import points as inputs
 from mmdeploy_ext.spec.preparation import VoxelRule
 

@@ -14,8 +14,7 @@ import toy_centerpoint
 from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.engines import build_backend, registry
 from mmdeploy_ext.engines.onnxruntime import OnnxRuntimeBackend
-from mmdeploy_ext.proving.pictures import open_backend, read_picture_file, run_case
-from mmdeploy_ext.proving.references import references
+from mmdeploy_ext.proving.pictures import open_backend, read_picture_file, references, run_case
 from mmdeploy_ext.runtime.frames import Sweep
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.spec.matching import total_reasons

@@ -13,15 +13,14 @@ import onnx
 from marking import in_suite
 from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.graphs.io.index import count_nodes
-from mmdeploy_ext.proving import drive, file_checks, frames, pictures
+from mmdeploy_ext.proving import file_checks, frames, pictures
 from mmdeploy_ext.proving.backbone import check_backbone
 from mmdeploy_ext.proving.drive_run import SHORT_DRIVE, Drives
 from mmdeploy_ext.proving.file_checks import of_images
 from mmdeploy_ext.proving.frames import output_spec
 from mmdeploy_ext.proving.loop import compare
-from mmdeploy_ext.proving.pictures import check_pictures, picture_inputs, run_case
+from mmdeploy_ext.proving.pictures import InputReference, check_pictures, picture_inputs, run_case
 from mmdeploy_ext.proving.proof import finish
-from mmdeploy_ext.proving.references import InputReference
 from mmdeploy_ext.proving.subject import Claims
 from mmdeploy_ext.spec.metadata import read_metadata
 from mmdeploy_ext.spec.results import GraphResult
@@ -133,7 +132,7 @@ def few_inputs(*arguments: Any) -> tuple[list[Any], list[str]]:
 def samples_alone() -> Iterator[None]:
     """Inside the block proofs run on what is made of the given pictures, frames or sweeps alone."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(drive, 'special_frames', lambda *_: ([], [])))
+        stack.enter_context(mock.patch.object(frames, 'special_frames', lambda *_: ([], [])))
         stack.enter_context(mock.patch.object(frames, 'unusual_cases', lambda *_: iter(())))
         stack.enter_context(mock.patch.object(pictures, 'picture_inputs', few_inputs))
         yield
@@ -209,7 +208,7 @@ def run_far(
     **settings: Any,
 ) -> SequenceRow:
     """Run an engine over a drive, and a second one of the same files over the drive moved and delayed."""
-    return run_pair(at_home, drive.Shifted(far_away, offset_m, offset_s), frames, spec, 'free', **settings)
+    return run_pair(at_home, frames.Shifted(far_away, offset_m, offset_s), frames, spec, 'free', **settings)
 
 
 def drive_row(detector: Any, paths: Any, frames: Iterable[Frame]) -> SequenceRow:

@@ -15,7 +15,7 @@ from mmdeploy_ext.engines.registry import BASELINE, ENGINES
 from mmdeploy_ext.exporting.copy import fused
 from mmdeploy_ext.families.detector import build, load_weights, prepare_fixed, read_config, resolve
 from mmdeploy_ext.families.detector_files import export_files
-from mmdeploy_ext.proving.inputs.samples import read_picture
+from mmdeploy_ext.proving.inputs import read_picture
 from mmdeploy_ext.proving.parts.samples import run_test_path
 from mmdeploy_ext.proving.parts.swap import open_sessions, swapped
 from mmdeploy_ext.proving.provenance import refuse_other_settings

@@ -20,7 +20,7 @@ from mmdeploy_ext.families import backbone_files as deploy
 from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import BACKBONE
 from mmdeploy_ext.graphs.io.files import read as load_model
-from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet, in_order, sweep_sets
+from mmdeploy_ext.proving.inputs import VoxelSet, in_order, sweep_sets
 from mmdeploy_ext.runtime.sparse import buckets
 from mmdeploy_ext.runtime.sparse.plan import PortableFacts
 from mmdeploy_ext.runtime.sparse.rulebook import build

@@ -16,7 +16,7 @@ from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.detector import build, load_weights, read_config, resolve_opset
 from mmdeploy_ext.families.detector_files import export_files, read_files
 from mmdeploy_ext.families.synthetic.drive import synthetic_drive
-from mmdeploy_ext.proving.inputs.voxel_sets import points_of
+from mmdeploy_ext.proving.inputs import points_of
 from mmdeploy_ext.runtime.frames import Sweep
 
 if TYPE_CHECKING:

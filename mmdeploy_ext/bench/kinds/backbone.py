@@ -9,7 +9,7 @@ from mmdeploy_ext.base.errors import after_weights
 from mmdeploy_ext.bench.kinds.base import INPUTS_INSTEAD, OF_PICTURES, Kind
 from mmdeploy_ext.bench.kinds.sequence import SequenceSamples
 from mmdeploy_ext.engines.registry import check_engine_kind
-from mmdeploy_ext.proving.inputs.samples import ChosenSamples
+from mmdeploy_ext.proving.inputs import ChosenSamples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.bench.kit.local_run import Run
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.inputs.samples import Samples
+    from mmdeploy_ext.proving.inputs import Samples
     from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.spec.options import Options
     from mmdeploy_ext.spec.verdict import Verdict
@@ -36,7 +36,7 @@ class BackboneSamples(SequenceSamples):
     """Voxels of the user's sweeps; a proof adds generated ones."""
 
     def of(self, detector: Detector) -> ChosenSamples:
-        from mmdeploy_ext.proving.inputs.voxel_sets import sweep_sets
+        from mmdeploy_ext.proving.inputs import sweep_sets
 
         rule, cfg, settings = detector.rule, detector.cfg, detector.settings
         with after_weights():
@@ -76,7 +76,7 @@ class Backbones(Kind):
         backbone_files.load_weights(detector)
 
     def test(self, detector: Detector) -> Iterator[Any]:
-        from mmdeploy_ext.proving.inputs.voxel_sets import proof_sets
+        from mmdeploy_ext.proving.inputs import proof_sets
 
         settings = detector.settings
         voxels = proof_sets(settings.spatial_shape, settings.in_channels)[-1]
@@ -121,7 +121,7 @@ class Backbones(Kind):
 
     def read(self, path: str) -> tuple[list[str], None]:
         from mmdeploy_ext.graphs.io.files import read
-        from mmdeploy_ext.proving.sparse_file import file_options
+        from mmdeploy_ext.proving.backbone import file_options
 
         file_options(read(path), path)
         return [path], None

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.bench.kit.local_run import Run
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.difference.locate import GraphSide
-    from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
+    from mmdeploy_ext.proving.difference import GraphSide
+    from mmdeploy_ext.proving.inputs import ChosenSamples, Samples
     from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.options import Options
@@ -265,6 +265,6 @@ class Kind(abc.ABC):
 
     def side_of_difference(self, detector: Detector, paths: Sequence[str]) -> GraphSide:
         """Return PyTorch's side of a file's first difference; `paths` are images."""
-        from mmdeploy_ext.proving.difference.locate import GraphSide
+        from mmdeploy_ext.proving.difference import GraphSide
 
         return GraphSide()

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.bench.kinds.tested import TestedModel
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.difference.locate import GraphSide
-    from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
+    from mmdeploy_ext.proving.difference import GraphSide
+    from mmdeploy_ext.proving.inputs import ChosenSamples, Samples
     from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.spec.options import Options
     from mmdeploy_ext.spec.results import MetricRow
@@ -51,7 +51,7 @@ class Images(Kind):
         *,
         traced: str | Path = '',
     ) -> Samples:
-        from mmdeploy_ext.proving.inputs.samples import PictureSamples
+        from mmdeploy_ext.proving.inputs import PictureSamples
 
         return PictureSamples(detector, paths, traced)
 
@@ -66,9 +66,8 @@ class Images(Kind):
         return check_picture_options(options, detector.unbuilt_cfg, detector.family, detector.model)
 
     def test(self, detector: Detector) -> Iterator[Any]:
-        from mmdeploy_ext.proving.inputs.inputs import ProofInput
-        from mmdeploy_ext.proving.inputs.samples import read_picture
-        from mmdeploy_ext.proving.references import InputReference
+        from mmdeploy_ext.proving.inputs import ProofInput, read_picture
+        from mmdeploy_ext.proving.pictures import InputReference
         from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
 
         picture = read_picture(DEFAULT_PICTURE, detector.rule)
@@ -168,14 +167,13 @@ class Images(Kind):
     def observed(
         self, detector: Detector, options: Options, picture: str | Path
     ) -> Sequence[Mapping[str, np.ndarray]]:
-        from mmdeploy_ext.proving.inputs.inputs import observed_inputs
-        from mmdeploy_ext.proving.inputs.samples import read_images
+        from mmdeploy_ext.proving.inputs import observed_inputs, read_images
 
         ((_, image),) = read_images([picture], 1, detector.rule)
         return observed_inputs(detector, options, image)
 
     def side_of_difference(self, detector: Detector, paths: Sequence[str]) -> GraphSide:
-        from mmdeploy_ext.proving.difference.locate import PictureSide
-        from mmdeploy_ext.proving.inputs.samples import read_images
+        from mmdeploy_ext.proving.difference import PictureSide
+        from mmdeploy_ext.proving.inputs import read_images
 
         return PictureSide(read_images(paths, rule=detector.rule))

@@ -11,7 +11,7 @@ from mmdeploy_ext.base.errors import ConfigError, DataError, UsageError, after_w
 from mmdeploy_ext.base.files import IMAGE_SUFFIXES
 from mmdeploy_ext.bench.kinds.base import INPUTS_INSTEAD, OF_PICTURES, Kind
 from mmdeploy_ext.engines.registry import check_engine_kind
-from mmdeploy_ext.proving.inputs.samples import ChosenSamples, Samples
+from mmdeploy_ext.proving.inputs import ChosenSamples, Samples
 
 if TYPE_CHECKING:
     import argparse
@@ -92,7 +92,7 @@ def proof_samples(detector: Detector, count: int, paths: Sequence[str] = ()) -> 
     from mmdeploy_ext.families.evaluate import evaluation
     from mmdeploy_ext.families.evaluate.loop import DatasetFrames
     from mmdeploy_ext.families.synthetic.drive import synthetic_drive
-    from mmdeploy_ext.proving.inputs.voxel_sets import points_of
+    from mmdeploy_ext.proving.inputs import points_of
     from mmdeploy_ext.runtime.frames import Sweep
 
     family, cfg, rule = detector.family, detector.cfg, detector.rule
@@ -174,14 +174,13 @@ class Sequences(Kind):
         engine: Mapping[str, Any],
         claims: Claims,
     ) -> Verdict:
-        from mmdeploy_ext.proving.drive import prove_frames
-        from mmdeploy_ext.proving.frames import prove_sweeps
+        from mmdeploy_ext.proving.frames import prove_frames, prove_sweeps
 
         prove = prove_frames if detector.family.memory else prove_sweeps
         return prove(detector, paths, samples, engine, claims, **claims.settings)
 
     def ask(self, detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
-        from mmdeploy_ext.proving.drive import ask_samples
+        from mmdeploy_ext.proving.frames import ask_samples
 
         ask_samples(detector, paths, chosen.samples)
 

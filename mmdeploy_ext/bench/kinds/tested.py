@@ -172,7 +172,7 @@ class ImageModel(TestedModel):
     def example_images(self, detector: Detector) -> list[PreparedImage]:
         """The demo image, prepared for the options' size."""
         from mmdeploy_ext.families.detector import prepare_fixed
-        from mmdeploy_ext.proving.inputs.samples import read_picture
+        from mmdeploy_ext.proving.inputs import read_picture
 
         picture = read_picture(DEFAULT_PICTURE, detector.rule)
         size = self.options.height, self.options.width

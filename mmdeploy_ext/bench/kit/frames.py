@@ -20,13 +20,11 @@ from mmdeploy_ext.engines.base import record_runs
 from mmdeploy_ext.exporting.sparse import libspconv
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.graphs.io.files import is_sparse
-from mmdeploy_ext.proving.backbone import HALF_RTOL
-from mmdeploy_ext.proving.drive import NearOrigin
+from mmdeploy_ext.proving.backbone import HALF_RTOL, read_sparse_file
 from mmdeploy_ext.proving.drive_run import snapshot
-from mmdeploy_ext.proving.frames import open_sides, read_files
-from mmdeploy_ext.proving.inputs.voxel_sets import in_order, proof_sets
+from mmdeploy_ext.proving.frames import NearOrigin, open_sides, read_files
+from mmdeploy_ext.proving.inputs import in_order, proof_sets
 from mmdeploy_ext.proving.proof import engine_class, engine_options
-from mmdeploy_ext.proving.sparse_file import read_sparse_file
 from mmdeploy_ext.runtime.sparse import engine
 from mmdeploy_ext.spec.digest import check_whole
 from mmdeploy_ext.spec.tensors import ColumnGroup, GraphSpec, TensorSpec
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.proving.frames import Sides
-    from mmdeploy_ext.proving.inputs.voxel_sets import VoxelSet
+    from mmdeploy_ext.proving.inputs import VoxelSet
     from mmdeploy_ext.proving.proof import ExportedFile
     from mmdeploy_ext.runtime.frames import Frame, Sweep
     from mmdeploy_ext.runtime.sparse.ir import SparseGraph

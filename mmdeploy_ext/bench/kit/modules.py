@@ -17,11 +17,10 @@ from mmdeploy_ext.bench.kit.page import write_page
 from mmdeploy_ext.bench.kit.writer import write_kit
 from mmdeploy_ext.graphs.io.files import load
 from mmdeploy_ext.proving.explain import rounding_of
-from mmdeploy_ext.proving.modules.calls import FileTensor
-from mmdeploy_ext.proving.modules.proof import ModuleProof
+from mmdeploy_ext.proving.modules import FileTensor, ModuleProof
 from mmdeploy_ext.proving.parts.export import ModelFactory, RecordedPart, record_parts
 from mmdeploy_ext.proving.parts.folder import CutFolder
-from mmdeploy_ext.proving.parts.refusals import run_part
+from mmdeploy_ext.proving.parts.graph import run_part
 from mmdeploy_ext.spec.comparison import DRAWS
 from mmdeploy_ext.spec.matching import tied_choices
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec

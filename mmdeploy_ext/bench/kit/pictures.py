@@ -14,9 +14,8 @@ from mmdeploy_ext.bench.kit.page import write_page
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.detector import rule_of
 from mmdeploy_ext.proving.explain import rounding_of
-from mmdeploy_ext.proving.inputs.inputs import proof_inputs
-from mmdeploy_ext.proving.pictures import read_picture_file
-from mmdeploy_ext.proving.references import InputReference, options_besides_form
+from mmdeploy_ext.proving.inputs import proof_inputs
+from mmdeploy_ext.proving.pictures import InputReference, options_besides_form, read_picture_file
 from mmdeploy_ext.spec.comparison import DRAWS
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.exporting.int8.dense import DenseQuantiser
     from mmdeploy_ext.exporting.precision_plan import KeptResults, Models
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.inputs.samples import ChosenSamples
+    from mmdeploy_ext.proving.inputs import ChosenSamples
 
 
 # Which units of a network must stay in a higher precision to keep its results.

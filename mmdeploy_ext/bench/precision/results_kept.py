@@ -21,10 +21,10 @@ from mmdeploy_ext.exporting.substitution import without_limits
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.graphs.io import files as graph_files
 from mmdeploy_ext.graphs.passes.precision import with_fp16_metadata
-from mmdeploy_ext.proving.drive import NearOrigin
 from mmdeploy_ext.proving.explain import matched
-from mmdeploy_ext.proving.frames import limits, open_runner, read_files
+from mmdeploy_ext.proving.frames import NearOrigin, limits, open_runner, read_files
 from mmdeploy_ext.proving.pictures import (
+    InputReference,
     Pictures,
     input_of,
     open_backend,
@@ -32,7 +32,6 @@ from mmdeploy_ext.proving.pictures import (
     read_picture_file,
     results_of_file,
 )
-from mmdeploy_ext.proving.references import InputReference
 from mmdeploy_ext.runtime.detect import make_feeds, prepare
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.tasks import match, match_bars, task_module

@@ -77,7 +77,7 @@ def run_diff(args: argparse.Namespace) -> int:
         check_writable(Path(args.report) / 'report.html')
     with cli.stderr().status('comparing') if cli.stderr().is_terminal else contextlib.nullcontext():
         comparison = _against_checkpoint(args) if len(args.models) == 3 else _two_files(args)
-    from mmdeploy_ext.proving.difference.report import print_comparison, write_report
+    from mmdeploy_ext.proving.views.difference import print_comparison, write_report
 
     write_json(args, comparison.to_json())
     page = write_report(comparison, Path(args.report)) if args.report else None
@@ -106,7 +106,7 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     from mmdeploy_ext.families.detector import build, load_weights, read_config
     from mmdeploy_ext.graphs.diff.findings import diff_bars_of
     from mmdeploy_ext.graphs.io.files import load_tensors
-    from mmdeploy_ext.proving.difference.locate import first_difference
+    from mmdeploy_ext.proving.difference import first_difference
     from mmdeploy_ext.proving.provenance import refuse_other_settings
     from mmdeploy_ext.spec.metadata import read_metadata
 

@@ -32,10 +32,9 @@ from mmdeploy_ext.graphs.run import Runner
 from mmdeploy_ext.proving.explain import rounding_of
 from mmdeploy_ext.proving.parts import arrays
 from mmdeploy_ext.proving.parts.folder import MANIFEST, RESULTS, CutFolder, part_json
-from mmdeploy_ext.proving.parts.graph import PartForm, PartModule, modules_among
+from mmdeploy_ext.proving.parts.graph import PartForm, PartModule, checked_form, modules_among, run_part
 from mmdeploy_ext.proving.parts.part import parse_parts
 from mmdeploy_ext.proving.parts.record import PartCall, Recording, record
-from mmdeploy_ext.proving.parts.refusals import checked_form, run_part
 from mmdeploy_ext.proving.parts.results import filled, kept_results
 from mmdeploy_ext.proving.parts.samples import run_test_path
 from mmdeploy_ext.spec.comparison import compare_named

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from mmdeploy_ext.base.errors import ExportError, Mm2OnnxError, one_line
 from mmdeploy_ext.proving.parts.export import DEFAULTS, RecordedPart, exported_part, with_place
 from mmdeploy_ext.proving.parts.folder import result_json
-from mmdeploy_ext.proving.parts.graph import modules_among
+from mmdeploy_ext.proving.parts.graph import checked_form, modules_among
 from mmdeploy_ext.proving.parts.part import FORWARD, Part, Step, intercepted
 from mmdeploy_ext.proving.parts.record import PartCall, record, same_values
-from mmdeploy_ext.proving.parts.refusals import checked_form
 from mmdeploy_ext.proving.parts.samples import run_test_path
 
 if TYPE_CHECKING:

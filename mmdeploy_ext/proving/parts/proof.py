@@ -12,21 +12,26 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from mmdeploy_ext.base.arrays import load_arrays, to_array
-from mmdeploy_ext.base.errors import UsageError, one_line, shape_text
+from mmdeploy_ext.base.errors import UsageError, after_weights, one_line, shape_text
 from mmdeploy_ext.base.source_code import changed_files, model_classes
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.exporting.substitution import configs_in
 from mmdeploy_ext.graphs.io.files import load
-from mmdeploy_ext.proving.difference.locate import locate
+from mmdeploy_ext.proving.difference import locate
 from mmdeploy_ext.proving.explain import matched, rounding_of
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, compare_with_fresh_export
 from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.not_shown import add_code
-from mmdeploy_ext.proving.parts.export import RecordedPart, record_parts
-from mmdeploy_ext.proving.parts.folder import RESULTS
-from mmdeploy_ext.proving.parts.graph import PartModule
-from mmdeploy_ext.proving.parts.record import record, seeded
-from mmdeploy_ext.proving.parts.refusals import run_part
+from mmdeploy_ext.proving.parts.export import (
+    ModelFactory,
+    RecordedPart,
+    export_folder,
+    read_model,
+    record_parts,
+)
+from mmdeploy_ext.proving.parts.folder import RESULTS, CutFolder
+from mmdeploy_ext.proving.parts.graph import PartModule, run_part
+from mmdeploy_ext.proving.parts.record import Recording, record, seeded
 from mmdeploy_ext.proving.parts.results import (
     Paired,
     filled,
@@ -36,7 +41,7 @@ from mmdeploy_ext.proving.parts.results import (
     settings_of,
     with_kept,
 )
-from mmdeploy_ext.proving.parts.samples import lit_samples, run_test_path
+from mmdeploy_ext.proving.parts.samples import lit_samples, run_test_path, samples_of
 from mmdeploy_ext.proving.parts.swap import PartSession, open_sessions, swapped
 from mmdeploy_ext.proving.proof import ROUNDED_FP16
 from mmdeploy_ext.proving.subject import Sample, Step, Subject
@@ -50,14 +55,14 @@ from mmdeploy_ext.upstream.compat import replaced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-    from mmdeploy_ext.proving.parts.export import ModelFactory
-    from mmdeploy_ext.proving.parts.folder import CutFolder
-    from mmdeploy_ext.proving.parts.record import PartCall, Recording
+    from mmdeploy_ext.proving.parts.record import PartCall
     from mmdeploy_ext.spec.comparison import Rounding
     from mmdeploy_ext.spec.results import Bars, DetectionRow
 
     Arrays = Mapping[str, np.ndarray]
+
 
 Choice = tuple[np.ndarray, np.ndarray]
 """Values (n, choices) and the index of the largest (n,)."""
@@ -494,3 +499,64 @@ def rest_text(factory: ModelFactory, folder: CutFolder) -> str:
         elif name not in owners and any(True for _ in module.parameters()):
             names.append(name)
     return ', '.join([*names, 'code between and after the modules'])
+
+
+# Parts of any detector, from Python.
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportedParts:
+    """Result of `export_parts`.
+
+    Attributes:
+        folder: the files and their manifest.
+        factory: config and checkpoint.
+        samples: keyword arguments of the test path.
+        recorded: parts with their calls, and the run of the test path.
+    """
+
+    folder: CutFolder
+    factory: ModelFactory
+    samples: Sequence[Any]
+    recorded: tuple[list[RecordedPart], Recording]
+
+    def prove(self) -> Verdict:
+        """Prove the files against the model, on the samples of the export."""
+        with after_weights():
+            return prove_folder(self.factory, self.folder, self.samples, self.recorded)
+
+
+def export_parts(
+    config: str | Path,
+    checkpoint: str | Path,
+    parts: Sequence[str],
+    output: str | Path = 'cut',
+    *,
+    samples: Sequence[dict[str, Any]] = (),
+    names: Mapping[str, str] | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> ExportedParts:
+    """Export parts of a detector, as `mm2onnx export --parts`. Call `prove` to compare.
+
+    Args:
+        config: mmcv 1.x config; the model needs no family.
+        checkpoint: the weights.
+        parts: paths of modules, joined by '+', or methods: 'backbone+neck', 'extract_feat()'.
+        output: folder for `parts.json` and a file per part.
+        samples: keyword arguments of the test path, in order; (): the config's data set, else views of
+            the package's image. A proof needs at least two.
+        names: path of a tensor, such as 'mlvl_feats.0', -> its name in the files.
+        cfg_options: dotted key -> value that overrides the config.
+        options: `opset`, `exporter` ('torchscript', 'dynamo'), `precision` ('fp32', 'fp16'), `simplify`,
+            `seeded`.
+
+    Raises:
+        UsageError: unreadable config, or unknown part.
+        ConfigError: a part cannot be one graph; the message names the argument or constant.
+        ExportError: the exporter failed.
+    """
+    factory = read_model(config, checkpoint, cfg_options)
+    chosen = list(samples) or samples_of(factory.cfg)[0]
+    folder, *recorded = export_folder(factory, list(parts), chosen, output, options, names)
+    return ExportedParts(folder, factory, chosen, tuple(recorded))

@@ -26,7 +26,7 @@ from mmdeploy_ext.base.errors import (
 )
 from mmdeploy_ext.base.source_code import place_of
 from mmdeploy_ext.base.user_modules import users_line, users_source
-from mmdeploy_ext.proving.inputs.inputs import bright, dark
+from mmdeploy_ext.proving.inputs import bright, dark
 from mmdeploy_ext.proving.parts.part import Tree
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.runtime.preprocess.pipeline_rule import steps_of
@@ -189,7 +189,7 @@ def samples_of(cfg: Any, words: Sequence[str] = (), count: int = MOST) -> tuple[
         count: maximum of samples of a data set.
     """
     if len(words) == 1 and words[0].rpartition(':')[0].endswith('.py'):
-        from mmdeploy_ext.proving.modules.calls import make_samples
+        from mmdeploy_ext.proving.modules import make_samples
 
         samples = make_samples(words[0])
         for sample in samples:

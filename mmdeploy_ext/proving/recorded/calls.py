@@ -19,8 +19,7 @@ from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.base.errors import ConfigError, DataError, Mm2OnnxError, one_line, shortened
 from mmdeploy_ext.base.files import path_in, read_json, sha256_file, will_read, write_json
 from mmdeploy_ext.base.typed_json import JsonDataclass, Mismatch, optional, read
-from mmdeploy_ext.proving.inputs.samples import read_picture
-from mmdeploy_ext.proving.inputs.voxel_sets import points_of
+from mmdeploy_ext.proving.inputs import points_of, read_picture
 from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.recorded import record
 from mmdeploy_ext.proving.subject import Sample, Step, Subject

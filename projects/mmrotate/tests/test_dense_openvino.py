@@ -7,7 +7,7 @@ from dev.seeded.weights import seeded_model
 from dev.zoo.config_proof import Settings, prove_config
 from dev.zoo.configs import Config
 from mmdeploy_ext.engines.registry import BACKENDS
-from mmdeploy_ext.proving.inputs.samples import read_images
+from mmdeploy_ext.proving.inputs import read_images
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(900)]
 SIZE = (192, 256)

@@ -15,7 +15,7 @@ from mmdeploy_ext.bench.kit.judge import judge, title_of
 from mmdeploy_ext.bench.kit.modules import write_module_kit
 from mmdeploy_ext.bench.kit.runners import run_onnxruntime
 from mmdeploy_ext.cli.kit_app import main
-from mmdeploy_ext.proving.modules.proof import ModuleProof
+from mmdeploy_ext.proving.modules import ModuleProof
 
 
 def test_samples_are_frames_with_the_state_of_the_module(module_kit):

@@ -95,7 +95,7 @@ def test_batches_are_those_of_the_config_and_results_have_to_be_finite(one_by_on
 @pytest.mark.parametrize('in_section', [True, False])
 def test_a_list_of_data_sets_is_joined_and_images_of_a_batch_are_padded(tmp_path, in_section):
     from mmdeploy_ext.families.synthetic.coco import ensure_toy_coco
-    from mmdeploy_ext.proving.inputs.samples import data_set_pictures
+    from mmdeploy_ext.proving.inputs import data_set_pictures
 
     ensure_toy_coco(tmp_path, train_images=1, val_images=5)  # the last one has another size
     shapes = []

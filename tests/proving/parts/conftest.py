@@ -3,7 +3,7 @@
 import pytest
 
 import toy_atss
-from mmdeploy_ext.proving.parts.api import export_parts
+from mmdeploy_ext.proving.parts.proof import export_parts
 
 
 @pytest.fixture(scope='session')

@@ -16,7 +16,7 @@ from mm2onnx_driving.common import camera_data
 from mm2onnx_driving.layers.datasets.nuscenes_dataset import BevNuScenesDataset
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import find_family
-from mmdeploy_ext.proving.preprocessing.moments import compare_prepared
+from mmdeploy_ext.proving.preprocessing import compare_prepared
 from mmdeploy_ext.runtime import infos, sweeps
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.runtime.preprocess import cameras, fusion

@@ -8,9 +8,8 @@ import pytest
 
 import toy_streampetr_deploy as toy
 from mm2onnx_driving.streampetr import runtime as stream
-from mmdeploy_ext.proving.drive import SPECIAL, NearOrigin
 from mmdeploy_ext.proving.drive_run import DriveLength
-from mmdeploy_ext.proving.frames import output_spec
+from mmdeploy_ext.proving.frames import SPECIAL, NearOrigin, output_spec
 from mmdeploy_ext.runtime.geometry import relative_motion
 from mmdeploy_ext.spec.metadata import read_metadata
 from proofs import prove, prove_samples, run_far

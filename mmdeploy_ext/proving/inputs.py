@@ -1,29 +1,44 @@
-"""The inputs of a proof: the traced one, and inputs that show faults which it hides."""
+"""Inputs of a proof: pictures, drives, sweeps and voxels."""
 
 from __future__ import annotations
 
+import abc
+import contextlib
 import dataclasses
 import functools
+import io
+import itertools
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
 
-from mmdeploy_ext.families.detector import prepare_fixed, rule_of
-from mmdeploy_ext.families.host_programs import pixels_of
+from mmdeploy_ext.base.errors import ConfigError, DataError, ImageError, one_line
+from mmdeploy_ext.families.detector import checked_rule, prepare_fixed, rule_of
 from mmdeploy_ext.families.images import batches, picture_of
+from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
+from mmdeploy_ext.runtime.preprocess.points import point_rule, voxelise
+from mmdeploy_ext.runtime.sparse.engine import checked_features
+from mmdeploy_ext.runtime.sparse.rulebook import Level
+from mmdeploy_ext.runtime.sweeps import Sweeps
+from mmdeploy_ext.runtime.voxel_files import read_voxels
 from mmdeploy_ext.spec.options import INPUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.families.sparse import EncoderSettings
     from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
+    from mmdeploy_ext.runtime.sparse.ir import Triple
     from mmdeploy_ext.spec.options import Options
-    from mmdeploy_ext.spec.preparation import PreprocessRule
+    from mmdeploy_ext.spec.preparation import PreprocessRule, VoxelRule
+
+
+# The inputs of a proof: the traced one, and inputs that show faults which it hides.
 
 
 # Pictures of a proof: files of the user, generated ones, and views: mirrored, cut, dark, bright, zoomed.
@@ -466,6 +481,8 @@ class _Inputs:
         return cases
 
     def _padded_by_pixels(self, image: PreparedImage) -> PreparedImage:
+        from mmdeploy_ext.families.host_programs import pixels_of
+
         pixels = pixels_of(self.options, self.detector.rule)
         tensor = pixels.normalised(pixels.of_normalised(image.tensor[None]))[0]
         return dataclasses.replace(image, tensor=np.ascontiguousarray(tensor))
@@ -562,3 +579,262 @@ def _grown(size: Size, step: int, takes: Callable[[int, int], bool]) -> Size:
     while not takes(*size) and max(size) < 64 * step:
         size = size[0] + step, size[1] + step
     return size
+
+
+# Samples of a proof, and pictures: files of the user, and of the data set of the config.
+
+
+MAX_IMAGES = 8
+"""Largest number of pictures of the user in a proof, which adds changed ones."""
+DATA_SET_PICTURES = 3
+"""Largest number of pictures of `data.test` in a proof, if the user names none."""
+
+
+def picture_files(paths: Iterable[str | Path], limit: int = MAX_IMAGES) -> list[Path]:
+    """Return the files of images, and of images in and below folders, at most `limit`."""
+    from mmdeploy_ext.runtime.preprocess.pictures import list_images
+
+    files = list_images(paths)
+    if len(files) > limit > 1:
+        print(f'{len(files)} images given, only the first {limit} are used')
+    return files[:limit]
+
+
+def read_images(
+    paths: Iterable[str | Path], limit: int = MAX_IMAGES, rule: PreprocessRule | None = None
+) -> list[tuple[str, np.ndarray]]:
+    """Return (file name, picture as `rule` takes it) of images, also in folders, at most `limit`.
+
+    Without a rule pictures are (h, w, 3) uint8 BGR.
+    """
+    return [(file.name, read_picture(file, rule)) for file in picture_files(paths, limit)]
+
+
+def read_picture(path: str | Path, rule: PreprocessRule | None = None) -> np.ndarray:
+    """Return a picture as `rule` takes it; the package's picture gets the bands that it lacks."""
+    from mmdeploy_ext.runtime.preprocess.pictures import read_image
+
+    if rule is None or rule.color_type != 'unchanged':
+        return read_image(path)
+    if is_default(path):
+        return with_bands(read_image(path), rule.bands)
+    picture = read_image(path, rule.color_type)
+    if picture.shape[2:] != (rule.bands,):
+        raise ImageError(
+            f'{path}: got an array of shape {picture.shape}, expected (h, w, {rule.bands}), since mean of '
+            f'Normalize has {rule.bands} values'
+        )
+    return picture
+
+
+def is_default(path: str | Path) -> bool:
+    return Path(path).resolve() == DEFAULT_PICTURE.resolve()
+
+
+class ChosenSamples(NamedTuple):
+    """Samples of a proof as `Kind.prove` takes them.
+
+    Attributes:
+        samples: named pictures, frames, sweeps or voxels.
+        origin: source of frames and sweeps in words.
+        files: paths of the pictures.
+    """
+
+    samples: Collection[Any]
+    origin: str = ''
+    files: Sequence[Path] = ()
+
+
+class Samples(abc.ABC):
+    """The samples of a proof: what the user named is checked at once, the rest is read with a model.
+
+    Attributes:
+        pictures: (file name, picture as the rule takes it) of each picture; [] for other samples.
+    """
+
+    pictures: Sequence[tuple[str, np.ndarray]] = ()
+
+    @abc.abstractmethod
+    def of(self, detector: Detector) -> ChosenSamples:
+        """Return the samples; errors have exit status 1."""
+
+
+class PictureSamples(Samples):
+    """Pictures, which are read at once.
+
+    Attributes:
+        paths: files and folders of the user.
+        files: path of each picture.
+    """
+
+    def __init__(self, detector: Detector, paths: Sequence[str | Path], traced: str | Path = '') -> None:
+        """Read the pictures before the weights load.
+
+        - `paths`: files and folders; empty: the package's picture and the config's data set.
+        - `traced`: picture before the pictures of `paths`; with it the package's is left out.
+        """
+        self.paths = paths
+        self.files = picture_files([traced], 1) if traced else []
+        if paths or not traced:
+            self.files += picture_files(paths or [DEFAULT_PICTURE])
+        rule = checked_rule(detector.cfg, detector.family)
+        self.pictures = read_images(self.files, len(self.files), rule)
+
+    def of(self, detector: Detector) -> ChosenSamples:
+        if self.paths:
+            return ChosenSamples(self.pictures, files=self.files)
+        pictures, files, origin = data_set_pictures(detector.cfg, detector.rule)
+        return ChosenSamples([*self.pictures, *pictures], origin, [*self.files, *files])
+
+
+def data_set_pictures(
+    cfg: Any, rule: PreprocessRule | None = None
+) -> tuple[list[tuple[str, np.ndarray]], list[Path], str]:
+    """Return pictures spread over `data.test`, their paths, and a text for the verdict.
+
+    Nothing is returned where the files of `data.test` are not there. Where it cannot be read the text says
+    why.
+    """
+    from mmdeploy_ext.families.evaluate.evaluation import AbsentDataError, build_dataset, inner_datasets
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools says that it loads
+            dataset = build_dataset(cfg)
+        paths = [
+            Path(one.img_prefix or '', info['filename'])
+            for one in inner_datasets(dataset)
+            for info in one.data_infos
+        ]
+        count = len(paths)
+        number = min(DATA_SET_PICTURES, count)
+        files = [paths[index * count // number] for index in range(number)]
+        pictures = read_images(files, rule=rule)
+    except (AbsentDataError, ConfigError):
+        return [], [], ''
+    except Exception as error:  # a user's class raises what it likes
+        return [], [], f'without data.test ({type(error).__name__}: {one_line(error)[:150]})'
+    return pictures, files, f'{len(files)} of {count} of data.test'
+
+
+# Voxels for the proof of a sparse backbone: the traced input, and different ones.
+
+
+CLUSTERS, CLUSTER_VOXELS, SPREAD = 160, 8, 2
+"""Clusters of the random set, voxels in each, and largest distance from the centre."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VoxelSet:
+    """The voxels of one input.
+
+    Attributes:
+        features: (N, C) float32.
+        coordinates: (N, 4) int32: sample 0, then the axes in the encoder's order.
+        traced: whether the exporter saw it.
+    """
+
+    name: str
+    features: np.ndarray
+    coordinates: np.ndarray
+    traced: bool = False
+
+
+def in_order(coordinates: np.ndarray, same: bool) -> np.ndarray:
+    """Return coordinates (N, 4) in a file's order of axes, reversed unless `same`."""
+    return coordinates if same else np.ascontiguousarray(coordinates[:, [0, 3, 2, 1]])
+
+
+def proof_sets(spatial_shape: Triple, channels: int) -> list[VoxelSet]:
+    """Return the traced input and five others, equal at every call."""
+    rng, shape = np.random.default_rng(0), np.array(spatial_shape)
+    voxels = {
+        'no voxel': np.zeros((0, 3), np.int64),
+        'one voxel': np.array([shape // 2]),
+        'borders and corners': borders(shape),
+        'random clusters': clusters(shape, rng),
+        'a full block': full_block(shape),
+    }
+    sets = [VoxelSet('traced input', np.zeros((1, channels), np.float32), np.zeros((1, 4), np.int32), True)]
+    for name, axes in voxels.items():
+        features = rng.standard_normal((len(axes), channels)).astype(np.float32)
+        sets.append(VoxelSet(name, features, np.pad(axes, ((0, 0), (1, 0))).astype(np.int32)))
+    return sets
+
+
+def points_of(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield (name, points (P, D) float32) of sweeps, x, y, z in metres first.
+
+    Args:
+        source: raw float32 points (.bin), an array (.npy), a folder of them, or infos of mmdet3d.
+        cfg: for the columns of the files and the folder of the data set.
+        rule: how points become voxels.
+        limit: most sweeps of a folder or of infos, evenly chosen; 0: all.
+    """
+    sweeps = _sweeps(source, cfg, rule, limit)
+    for item in sweeps.items:
+        if getattr(item, 'suffix', '') == '.npz':
+            raise DataError(f'{item}: has voxels, the model expects points; pass a sweep (.bin, .npy)')
+        yield sweeps.name(item), sweeps.points(item)
+
+
+def sweep_sets(
+    source: str, rule: VoxelRule, cfg: Any, settings: EncoderSettings, limit: int
+) -> Iterator[VoxelSet]:
+    """Yield the voxels of sweeps; see `points_of`."""
+    sweeps = _sweeps(source, cfg, rule, limit)
+    for item in sweeps.items:
+        if getattr(item, 'suffix', '') == '.npz':
+            yield _read_set(item, rule, settings)
+            continue
+        points = sweeps.points(item)
+        features, coordinates = voxelise(points, rule)
+        if not len(features):
+            raise DataError(
+                f'{item if isinstance(item, Path) else source}: 0 of {len(points)} points are in the range '
+                f'{list(rule.point_cloud_range)} m; check its frame and unit'
+            )
+        yield VoxelSet(f'{sweeps.name(item)}: {len(points)} points', features, coordinates)
+
+
+def _sweeps(source: str, cfg: Any, rule: VoxelRule, limit: int) -> Sweeps:
+    root = ((cfg.get('data') or {}).get('test') or {}).get('data_root')
+    points_rule = point_rule(cfg, rule.in_channels)
+    return Sweeps(source, lambda points: voxelise(points, rule), points_rule, root, limit)
+
+
+def _read_set(path: Path, rule: VoxelRule, settings: EncoderSettings) -> VoxelSet:
+    features, coordinates = read_voxels(path, settings.order)
+    if rule.mode == 'hard' and len(features) > rule.max_voxels:
+        raise DataError(
+            f'{path}: {len(features)} voxels, the model accepts at most {rule.max_voxels} (max_voxels); '
+            'remove some or pass the points'
+        )
+    try:
+        level = Level(coordinates, settings.spatial_shape)
+        _ = level.hash  # finds voxels that are there twice
+        checked_features(features, len(level), settings.in_channels)
+    except DataError as error:
+        raise DataError(f'{path}: {error}') from error
+    return VoxelSet(path.name, features, coordinates)
+
+
+def borders(shape: np.ndarray) -> np.ndarray:
+    """Return voxels (n, 3) on corners, edges and faces of a grid, with neighbours."""
+    values = [sorted({0, 1, size // 2, size - 2, size - 1}) for size in shape]
+    voxels = np.array([*itertools.product(*values)])
+    voxels = voxels[((voxels == 0) | (voxels == shape - 1)).any(1)]
+    return np.unique(np.clip(voxels, 0, shape - 1), axis=0)
+
+
+def clusters(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    centres = rng.integers(0, shape, (CLUSTERS, 1, 3))
+    around = centres + rng.integers(-SPREAD, SPREAD + 1, (CLUSTERS, CLUSTER_VOXELS, 3))
+    voxels = np.unique(np.clip(around.reshape(-1, 3), 0, shape - 1), axis=0)
+    return rng.permutation(voxels)
+
+
+def full_block(shape: np.ndarray) -> np.ndarray:
+    """Return all voxels (n, 3) of the last six indices of each axis: no inner neighbour is missing."""
+    lower = np.maximum(shape - 6, 0)
+    axes = [np.arange(low, size) for low, size in zip(lower, shape, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, 3)

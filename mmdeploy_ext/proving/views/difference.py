@@ -1,3 +1,5 @@
+"""A comparison of `graph diff` on a terminal, and as a page."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Compares pictures prepared by a file's rule and by the config's test pipeline."""
+"""Does the preprocessing rule in a file prepare samples as the model's own pipeline does?"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import pickle
 import sys
 import tempfile
 import warnings
@@ -17,18 +18,25 @@ import cv2
 import numpy as np
 
 from mmdeploy_ext.base.config import test_dataset, test_pipeline
-from mmdeploy_ext.base.errors import one_line
-from mmdeploy_ext.proving.inputs.inputs import sample_files, write_array
-from mmdeploy_ext.proving.inputs.samples import is_default
+from mmdeploy_ext.base.errors import DataError, Mm2OnnxError, one_line, root_cause
+from mmdeploy_ext.base.source_code import is_users_class
+from mmdeploy_ext.families.evaluate.evaluation import build_dataset, build_loader, loader_errors
+from mmdeploy_ext.families.evaluate.loop import DatasetFrames
+from mmdeploy_ext.proving.inputs import is_default, sample_files, write_array
 from mmdeploy_ext.runtime import detect
-from mmdeploy_ext.runtime.preprocess import pictures
+from mmdeploy_ext.runtime.preprocess import pictures, points
 from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage, prepare_image
 from mmdeploy_ext.spec.results import PreprocessingDifference, PreprocessingResult
 from mmdeploy_ext.upstream.models.building import data_class, makes_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
+    from torch import nn
+
+    from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.families.sequence import SequenceFamily
+    from mmdeploy_ext.runtime.frames import Frame, Sweep
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.preparation import PreprocessRule
 
@@ -38,6 +46,9 @@ if TYPE_CHECKING:
     """The dict of a step, or a callable that mmdet's `Compose` takes as one."""
     Feeds = Callable[[PreparedImage, int], Mapping[str, np.ndarray]]
     """Takes a prepared picture and a batch size; returns name of an input -> array."""
+
+
+# Compares pictures prepared by a file's rule and by the config's test pipeline.
 
 
 NEXT_STEP = ('Resize', 'Normalize', 'Pad', '')
@@ -545,3 +556,330 @@ def _without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
+
+
+# Compares frames and sweeps prepared by a file's rule and by the data set class.
+
+
+OF_DATASET = 2
+"""Number of compared samples of the user's data set."""
+EXACT = ('images', 'points', 'timestamp_s', 'camera_times_s', 'scene_token', 'command')
+"""Values that have to be equal (`images` unless the data set has a `picture_rtol`)."""
+NEAR = ('lidar2img', 'intrinsics', 'ego_pose')
+"""Matrices, which data sets keep in float32."""
+OPTIONAL = ('ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token', 'command')
+"""Values that a data set may lack, see `Frame`."""
+MATRIX_RTOL = 2e-6
+"""Tolerance of matrices, relative to the largest value: three products of float32."""
+RECORD_RTOL = 1e-9
+"""Tolerance of a CAN bus record, relative to its largest value (metres): float64."""
+READABLE = 'run the proof where data.test.ann_file exists, so that its samples are compared'
+"""Advice for a data set that cannot read generated infos."""
+
+
+def compare_prepared(
+    detector: Detector, rule: Any, samples: Collection[Any], unit: str
+) -> PreprocessingResult:
+    """Compare frames or sweeps prepared by the rule and by the data set class.
+
+    `rule` is `Metadata.preprocess`; `unit` is 'frame' or 'sweep'.
+    """
+    compared: list[tuple[str, list[PreprocessingDifference], list[str]]] = []
+    error, notes = '', []
+    of_dataset = []
+    if isinstance(samples, DatasetFrames) and hasattr(samples.dataset, 'data_infos'):
+        count = len(samples.indices)
+        positions = (0, count // 2) if count > OF_DATASET else range(count)
+        of_dataset = [(samples.dataset, samples.indices[position]) for position in positions]
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            generated = detector.family.data.generated_dataset(folder, detector.cfg, detector.rule)
+            notes += _notes_on_generated(detector.cfg, generated)
+            try:
+                for dataset, index in _generated_moments(detector, generated):
+                    compared.append(_compare_moment(detector, rule, dataset, index, folder))
+            except UnreadError as unread:
+                if not of_dataset:
+                    raise DataError(f'{unread} for generated infos; {READABLE}') from unread
+                notes.append(f'without generated {unit}s ({one_line(unread)})')
+            for dataset, index in of_dataset:
+                compared.append(_compare_moment(detector, rule, dataset, index, folder))
+    except Mm2OnnxError as raised:
+        error = one_line(raised)[:300]
+    titles = tuple(title for title, _, _ in compared)
+    differences = tuple(difference for _, of_moment, _ in compared for difference in of_moment)
+    if absent := dict.fromkeys(name for _, _, missing in compared for name in missing):
+        notes.append(f'without {", ".join(absent)}, missing in the samples of the data set')
+    return PreprocessingResult(titles, unit, differences, gaps=tuple(notes), error=error)
+
+
+class UnreadError(Mm2OnnxError):
+    """A data set class (`kind`) raised `error`."""
+
+    def __init__(self, kind: str, error: BaseException) -> None:
+        reason = f'{type(error).__name__}: {one_line(error)}' if str(error) else type(error).__name__
+        super().__init__(f'{kind} of data.test raised {reason[:150]}')
+
+
+def _notes_on_generated(cfg: Any, generated: Mapping[str, Any]) -> Iterator[str]:
+    if generated['pipeline'] != test_pipeline(cfg):
+        yield 'without test-time augmentation'
+    kind = data_class(test_dataset(cfg).get('type'), 'DATASETS')
+    if kind not in (None, data_class(generated['type'], 'DATASETS')) and is_users_class(kind):
+        yield f'without {kind.__name__} of data.test: its files have another format'
+
+
+def _generated_moments(detector: Detector, generated: Mapping[str, Any]) -> Iterator[tuple[Any, int]]:
+    cfg = copy.deepcopy(detector.cfg)
+    classes = generated.get('classes') or list(detector.classes)
+    cfg.data = dict(cfg.get('data') or {}, test=dict(generated, classes=classes))
+    try:
+        dataset = build_dataset(cfg)
+    except Exception as error:  # a user's class raises what it likes
+        raise UnreadError(str(generated['type']), root_cause(error)) from error
+    yield from ((dataset, index) for index in range(len(dataset)))
+
+
+def _compare_moment(
+    detector: Detector, rule: Any, dataset: Any, index: int, folder: Path
+) -> tuple[str, list[PreprocessingDifference], list[str]]:
+    family, infos = detector.family, folder / 'moment.pkl'
+    expected, data = _read_sample(family, dataset, index, infos)
+    try:
+        (moment,) = family.data.moments(detector.cfg, rule, infos, getattr(dataset, 'data_root', None))
+    except Mm2OnnxError as error:
+        place = f'{getattr(dataset, "ann_file", type(dataset).__name__)}: info {index}'
+        raise DataError(str(error).replace(f'{infos}: info 0', place)) from error
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        raise DataError(f'{type(error).__name__}: {error}') from error
+    voxels = getattr(rule, 'voxels', rule)
+    takes_points = voxels is not None
+    picture_rtol = float(getattr(dataset, 'picture_rtol', 0.0))  # of a data set that normalises otherwise
+    points_range = _points_range(detector.cfg)
+    title, differences, absent = expected.name or f'moment {index}', [], []
+    for name, value, got, rtol in _moment_values(expected, moment, picture_rtol):
+        if name in family.data.unread_fields or (name == 'points' and not takes_points):
+            continue
+        if value is None and got is not None and name in OPTIONAL:
+            absent.append(name)
+            continue
+        whole = got
+        if name == 'points' and points_range is not None:  # x, y, z lowest, then highest
+            ranges = np.array([points_range, voxels.point_cloud_range], np.float32)
+            low, high = ranges[:, :3].min(axis=0), ranges[:, 3:].max(axis=0)
+            value, got = (
+                cloud[((cloud[:, :3] > low) & (cloud[:, :3] < high)).all(1)] for cloud in (value, got)
+            )
+        if texts := _differing_values(got, value, rtol):
+            if name == 'points':
+                texts = f'{texts[0]}{_first_named_step(dataset, index, whole)}', texts[1]
+            differences.append(PreprocessingDifference(title, name, *texts))
+    if texts := _differing_boxes(data):
+        differences.append(PreprocessingDifference(title, 'box_type_3d', *texts))
+    return title, differences, absent
+
+
+def _differing_boxes(data: Mapping[str, Any]) -> tuple[str, str] | None:
+    from mmcv.parallel import DataContainer
+    from mmdet3d.core.bbox import LiDARInstance3DBoxes
+
+    meta = data.get('img_metas', {})
+    while isinstance(meta, DataContainer | list | tuple):  # of one sample, as `family.frame` has found
+        meta = meta.data if isinstance(meta, DataContainer) else meta[0]
+    kind = LiDARInstance3DBoxes
+    if isinstance(meta, Mapping):
+        kind = meta.get('box_type_3d', kind)
+    is_derived = issubclass(kind, LiDARInstance3DBoxes)
+    if kind is LiDARInstance3DBoxes or (kind.__name__ == LiDARInstance3DBoxes.__name__ and not is_derived):
+        return None
+    return LiDARInstance3DBoxes.__name__, f'{kind.__module__}.{kind.__qualname__}'
+
+
+def _read_sample(
+    family: SequenceFamily, dataset: Any, index: int, infos: Path
+) -> tuple[Any, Mapping[str, Any]]:
+    try:
+        content = dict(infos=[dataset.data_infos[index]], metadata=dict(version=''))
+        infos.write_bytes(pickle.dumps(content))  # before the sample is read, which may change it
+        with loader_errors():
+            (data,) = build_loader(dataset, [index], workers_per_gpu=0)
+            expected = family.data.frame(data)
+    except Mm2OnnxError:
+        raise
+    except Exception as error:  # a user's class raises what it likes
+        raise UnreadError(type(dataset).__name__, error) from error
+    return expected, data
+
+
+def _first_named_step(dataset: Any, index: int, points: np.ndarray) -> str:
+    compose = getattr(dataset.pipeline, 'args', [dataset.pipeline])[0]
+    try:
+        with watched(compose, _points_of_step) as seen:
+            dataset[index]
+    except Exception:  # a user's class raises what it likes
+        return ''
+    return first_after(seen, lambda cloud: _differing_values(points, cloud, 0.0) is None)
+
+
+def _points_of_step(results: Mapping[str, Any]) -> np.ndarray | None:
+    cloud = results.get('points')
+    return cloud.tensor.numpy().copy() if hasattr(cloud, 'tensor') else None
+
+
+def _points_range(cfg: Any) -> Sequence[float] | None:
+    steps = list(test_pipeline(cfg))
+    steps += [inner for step in steps for inner in step.get('transforms', ())]
+    ranges = (step['point_cloud_range'] for step in steps if step.get('type') == 'PointsRangeFilter')
+    return next(ranges, None)
+
+
+def _moment_values(
+    expected: Frame | Sweep, moment: Frame | Sweep, picture_rtol: float
+) -> Iterator[tuple[str, Any, Any, float]]:
+    for names, rtol in ((EXACT, 0.0), (NEAR, MATRIX_RTOL), (('can_bus',), RECORD_RTOL)):
+        for name in names:
+            if name in vars(expected):
+                tolerance = picture_rtol if name == 'images' else rtol
+                yield name, getattr(expected, name), getattr(moment, name), tolerance
+    calibration: Mapping[str, np.ndarray] = getattr(expected, 'calibration', {})
+    for name, matrix in calibration.items():
+        yield name, matrix, moment.calibration.get(name), MATRIX_RTOL
+
+
+def _differing_values(got: Any, expected: Any, rtol: float) -> tuple[str, str] | None:
+    if not isinstance(expected, np.ndarray):
+        return None if got == expected else (repr(got), repr(expected))
+    if not isinstance(got, np.ndarray) or got.shape != expected.shape:
+        shape = got.shape if isinstance(got, np.ndarray) else None
+        return f'shape {shape}', f'shape {expected.shape}'
+    gap = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+    if not gap.size:
+        return None
+    axes = (-2, -1) if expected.ndim > 2 else None
+    scale = np.abs(expected).max(axis=axes, keepdims=True) if rtol else 0.0
+    wrong = ~(gap <= rtol * scale)
+    if not wrong.any():
+        return None
+    index = tuple(int(axis) for axis in np.unravel_index(np.argmax(np.where(wrong, gap, -1)), gap.shape))
+    count = f'{wrong.sum()} of {wrong.size} values differ'
+    return f'{got[index]:.7g} at {list(index)} ({count})', f'{expected[index]:.7g}'
+
+
+# Compares voxels made by a file's rule and by mmcv's `Voxelization`.
+#
+# Glossary: P points of D values, N voxels.
+
+
+VOXEL_SOURCE = "mmcv's Voxelization of the config"
+GENERATED_SWEEP = 'generated sweep'
+FEATURE_RTOL = 1e-5
+"""Tolerance of features, relative to the largest of a column: sums of points in another order."""
+MAX_GENERATED_VOXELS = 200_000
+"""Most voxels of the generated sweep."""
+
+
+def compare_voxels(
+    layer: nn.Module, order: str, in_channels: int, rule: Mapping[str, Any]
+) -> PreprocessingResult:
+    """Compare the voxel rule in a file with the voxelisation of its model, on a generated sweep.
+
+    Args:
+        layer: mmcv's `Voxelization`.
+        order: axes of coordinates that the encoder takes, 'xyz' or 'zyx'.
+        in_channels: D.
+        rule: as `VoxelRule.to_json` returns it.
+    """
+    result = PreprocessingResult((), 'sweep', source=VOXEL_SOURCE)
+    try:
+        expected = _layer_rule(layer, order, in_channels)
+        differences = [
+            PreprocessingDifference('voxel rule', name, str(rule.get(name)), str(value))
+            for name, value in expected.items()
+            if _as_floats(rule.get(name)) != value
+        ]
+        if not differences:
+            sweep = _generated_sweep(expected)
+            voxels = points.voxelise(sweep, points.VoxelRule.from_json(rule))
+            differences += _differing_voxels(voxels, _layer_voxels(layer, sweep, order))
+    except Exception as error:  # mmcv and a damaged rule raise what they like
+        return dataclasses.replace(result, error=f'{type(error).__name__}: {one_line(error)[:300]}')
+    return dataclasses.replace(result, samples=(GENERATED_SWEEP,), differences=tuple(differences))
+
+
+def _as_floats(value: Any) -> Any:
+    return [float(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _layer_rule(layer: nn.Module, order: str, in_channels: int) -> dict[str, Any]:
+    limits = int(layer.max_num_points), int(layer.max_voxels[1])
+    return dict(
+        point_cloud_range=_as_floats(tuple(layer.point_cloud_range)),
+        voxel_size=_as_floats(tuple(layer.voxel_size)),
+        max_points=limits[0],
+        max_voxels=limits[1],
+        order=order,
+        in_channels=in_channels,
+        mode='dynamic' if -1 in limits else 'hard',
+    )
+
+
+def _generated_sweep(rule: Mapping[str, Any]) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    low, high = np.array(rule['point_cloud_range']).reshape(2, 3)
+    size = np.array(rule['voxel_size'])
+    grid = np.floor((high - low) / size + 0.5).astype(np.int64)
+    limit = rule['max_voxels'] if rule['mode'] == 'hard' else 1000
+    count = min(limit + limit // 20 + 10, int(np.prod(grid)) // 2 + 1, MAX_GENERATED_VOXELS)
+    cells = rng.permutation(np.unique(rng.integers(0, int(np.prod(grid)), 4 * count)))[:count]
+    full = np.repeat(cells[: count // 50 + 2], 2 * max(rule['max_points'], 4))
+    first = rng.permutation(np.concatenate([cells[: count // 2], full]))
+    cells = np.concatenate([first, cells[count // 2 :]])
+    positions = np.stack(np.unravel_index(cells, grid), 1) + rng.uniform(0.2, 0.8, (len(cells), 3))
+    edges = np.tile((low + high) / 2 + 0.3 * size, (12, 1))
+    for axis in range(3):  # first, since voxels beyond the limit do not count
+        rows = slice(4 * axis, 4 * axis + 4)
+        edges[rows, axis] = low[axis], high[axis], low[axis] - size[axis], high[axis] + size[axis]
+    sweep = rng.uniform(0.1, 1, (len(edges) + len(positions), rule['in_channels']))
+    sweep[:, :3] = np.concatenate([edges, low + size * positions])
+    return sweep.astype(np.float32)
+
+
+def _layer_voxels(layer: nn.Module, sweep: np.ndarray, order: str) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    outputs = layer(torch.from_numpy(sweep))
+    if isinstance(outputs, tuple):
+        voxels, cells, counts = (tensor.numpy() for tensor in outputs)
+        means = voxels.sum(1) / counts[:, None]
+    else:  # dynamic: the cell of each point, -1 outside
+        cells = outputs.numpy()
+        inside = (cells >= 0).all(1)
+        cells, rows, counts = np.unique(cells[inside], axis=0, return_inverse=True, return_counts=True)
+        sums = np.zeros((len(cells), sweep.shape[1]))
+        np.add.at(sums, rows.reshape(-1), sweep[inside])
+        means = sums / counts[:, None]
+    cells = cells if order == 'zyx' else cells[:, ::-1]  # mmcv counts z, y, x
+    return means.astype(np.float32), np.pad(cells, ((0, 0), (1, 0)))
+
+
+def _differing_voxels(
+    got: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]
+) -> Iterator[PreprocessingDifference]:
+    rows = (np.lexsort(coordinates.T) for _, coordinates in (got, expected))
+    got, expected = (
+        tuple(array[order] for array in side) for side, order in zip((got, expected), rows, strict=True)
+    )
+    if not np.array_equal(got[1], expected[1]):
+        sides = (f'{len(side[1])} voxels, the last {side[1][-1:].tolist()}' for side in (got, expected))
+        yield PreprocessingDifference(GENERATED_SWEEP, 'coordinates', *sides)
+    elif got[0].shape != expected[0].shape:
+        sides = (str(side[0].shape) for side in (got, expected))
+        yield PreprocessingDifference(GENERATED_SWEEP, 'features', *sides)
+    else:
+        gaps = np.abs(got[0] - expected[0])
+        wrong = ~(gaps <= FEATURE_RTOL * np.abs(expected[0]).max(0, initial=0))
+        if wrong.any():
+            index = tuple(int(axis) for axis in np.argwhere(wrong)[0])
+            text = f'{got[0][index]:.7g} at {list(index)} ({wrong.sum()} of {wrong.size} values differ)'
+            yield PreprocessingDifference(GENERATED_SWEEP, 'features', text, f'{expected[0][index]:.7g}')

@@ -1,1 +1,0 @@
-"""Inputs of a proof: pictures, drives, sweeps and voxels."""

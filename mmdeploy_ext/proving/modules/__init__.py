@@ -1,1 +1,0 @@
-"""The proof of any PyTorch module and any ONNX file."""
