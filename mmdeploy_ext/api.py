@@ -414,7 +414,7 @@ def prove_read(detector: Detector, request: ProofRequest) -> Verdict:
     kind.load_weights(detector)
     chosen, rows = inputs.of(detector), []
     with after_weights(), contextlib.suppress(LoadError):  # the proof reports a file that cannot be loaded
-        rows = kind.metrics(detector, files, metrics, engine) if metrics else []
+        rows = kind.subject().metrics(detector, files, metrics, engine) if metrics else []
     detector.recording = recording
     verdict = prove_on(detector, files, chosen, engine, request.claims)
     verdict.findings.extend(map(metric_finding, rows))
@@ -438,7 +438,7 @@ def ask_read(detector: Detector, request: ProofRequest, out: str | Path) -> int:
     chosen = inputs.of(detector)
     with after_weights(), replaced_folder(out, ()) as folder:
         detector.recording = Ask(folder)
-        kind.ask(detector, files, chosen)
+        kind.subject().ask(detector, files, chosen)
         detector.recording.finish(detector.checkpoint_sha256)
     return len(detector.recording.calls)
 
@@ -454,7 +454,7 @@ def prove_on(
     if chosen.files:
         claims = dataclasses.replace(claims, settings=dict(claims.settings, picture_files=chosen.files))
     with after_weights():
-        verdict = kind_of(detector.family).prove(detector, files, chosen.samples, engine, claims)
+        verdict = kind_of(detector.family).subject().prove(detector, files, chosen.samples, engine, claims)
     if chosen.origin:
         kind = 'pictures' if chosen.files else 'frames'
         verdict.notes.append(f'{kind}: {chosen.origin}')

@@ -39,8 +39,8 @@ SHARED = (COMMON, 'evaluate', 'synthetic')
 WRITTEN = {'mmdeploy_ext.upstream.weights.convert.mmdet3_model': {'mmdeploy_ext.upstream.models.mmdet'}}
 """Module -> modules that it writes into configs and does not import."""
 EXPLAINED = {
-    r'\bTies\(': ['proving.explain', 'bench.precision.results_kept'],
-    r'\bwithout_limits\(': ['proving.explain', 'bench.precision.results_kept'],
+    r'\bTies\(': ['proving.explain'],
+    r'\bwithout_limits\(': ['proving.explain'],
     r'proving\.float64 import': ['proving.explain', 'proving.difference'],
     r"'proving'\)": ['proving.loop'],
 }

@@ -189,7 +189,7 @@ def _prove_export(detector: Detector, settings: Settings, dynamic: bool) -> Outc
             paths, _ = export_files(detector, options, str(Path(folder, name)), traced)
             claims = Claims(written=True, timed=False)
             engine = dict(settings.engine or {})
-            verdict = kind_of(family).prove(detector, paths, samples, engine, claims)
+            verdict = kind_of(family).subject().prove(detector, paths, samples, engine, claims)
     except Exception as error:
         return dataclasses.replace(outcome_of_error(error), seconds=time.process_time() - start)
     seconds = time.process_time() - start

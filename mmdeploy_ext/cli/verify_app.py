@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     if Path(args.onnx_file).is_file() and kind.public_samples:
         from mmdeploy_ext.proving.difference import near_lines
 
-        side = kind.side_of_difference(detector, kind.public_samples)
-        verdict.notes += near_lines(detector, args.onnx_file, side, verdict)
+        images = kind.images_of_difference(detector, kind.public_samples)
+        verdict.notes += near_lines(detector, args.onnx_file, images, verdict)
     return proof.show(verdict, detector, args)
 
 

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.inputs import VoxelSet
+    from mmdeploy_ext.proving.inputs import ChosenSamples, VoxelSet
     from mmdeploy_ext.proving.proof import Proof
     from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.runtime.sparse.ir import SparseGraph
@@ -283,16 +283,19 @@ Layer = tuple[str, str, np.ndarray, np.ndarray | None]
 """Name and module path of a convolution, sites (M, 4) in the file's order, values (M, C) or None."""
 
 
-def prove_backbone(
+def ask(detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
+    raise UsageError(f'{detector.family.name}: a backbone has no results to record')
+
+
+def prove(
     detector: Detector,
     paths: Sequence[str],
     samples: Sequence[VoxelSet],
     engine: Mapping[str, Any],
     claims: Claims,
-    **settings: Any,
 ) -> Verdict:
     """Prove one 'libspconv' or 'portable' file on synthetic and real voxels."""
-    proof = check_backbone(detector, paths, samples, engine, claims, **settings)
+    proof = check_backbone(detector, paths, samples, engine, claims)
     results, of_encoder = proof.results, detector.settings
     sets = [*proof_sets(of_encoder.spatial_shape, of_encoder.in_channels), *samples]
     subject = attempt(lambda: Backbone(proof.files[0], sets, int(proof.engine.get('threads', 0))))
@@ -358,13 +361,9 @@ def check_backbone(
     samples: Sequence[VoxelSet],
     engine: Mapping[str, Any],
     claims: Claims,
-    *,
-    ranges: Ranges | None = None,
-    max_voxels: int | None = None,
-    node_list: str = '',
 ) -> Proof:
     """Read the file, make its expected graphs, check it."""
-    file = read_sparse_file(detector, paths[0], ranges)
+    file = read_sparse_file(detector, paths[0], claims.settings.get('ranges'))
     options = file.export_options
     facts = dict(
         file_sha256=sha256_onnx(file.path),
@@ -377,7 +376,7 @@ def check_backbone(
     )
     checks, notes = [], []
     if options.target == 'libspconv':
-        checks, notes = check_dialect(file.path, file.model, max_voxels)
+        checks, notes = check_dialect(file.path, file.model, claims.settings.get('max_voxels'))
     else:
         checks = check_portable(file.model)
     if has_precision(options):
@@ -390,7 +389,7 @@ def check_backbone(
         metadata_check(file),
         *([] if file.ranges is None else [file.ranges]),
     ]
-    if node_list:
+    if node_list := claims.settings.get('node_list'):
         expected, name = read_json(node_list), Path(node_list).name
         checks += compare_node_lists(to_node_list(file.model), expected, name)
     rule, settings = read_fact(file.model, file.path, 'voxels'), detector.settings
@@ -402,8 +401,7 @@ def check_backbone(
         engine,
         claims,
         facts,
-        contents=lambda file: (checks, notes),
-        compare=compare_graph,
+        level_1=lambda file: (checks, notes, functools.partial(compare_graph, file)),
         prepared=lambda: compare_voxels(layer, settings.order, settings.in_channels, rule.to_json()),
     )
 

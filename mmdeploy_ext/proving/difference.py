@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.graphs.diff.structure import Walk
     from mmdeploy_ext.spec.verdict import Verdict
 
+    Pictures = Sequence[tuple[str, np.ndarray]]
+
 
 # The first tensor in which an ONNX file differs from PyTorch.
 
@@ -626,7 +628,7 @@ NEAR = 100.0
 
 
 @dataclasses.dataclass
-class Subject:
+class Compared:
     """The modules that a file was exported from, and the inputs of the comparison."""
 
     stages: Sequence[Stage]
@@ -639,7 +641,7 @@ class Subject:
 def first_difference(
     detector: Detector,
     path: str,
-    side: GraphSide,
+    images: Pictures | None = None,
     feeds: Mapping[str, np.ndarray] | None = None,
     bars: findings.DiffBars | None = None,
     fresh: bool = True,
@@ -647,7 +649,7 @@ def first_difference(
 ) -> findings.Comparison:
     """Compare a file with its PyTorch model, tensor by tensor.
 
-    - `side`: the modules and inputs of PyTorch's side.
+    - `images`: (title, (h, w, 3) uint8 BGR); None: a model of other samples.
     - `feeds`: name -> array of every input, instead.
     - `bars`: None: the bars of the file's precision.
     - `fresh`: export the modules again, to tell which tensor is which.
@@ -656,9 +658,11 @@ def first_difference(
     model = files.load(path)
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
     metadata.require(path, detector.family.name)
-    subject = subject_of(detector, metadata, side, feeds)
+    if images is not None:
+        detector.normalise_with(metadata.preprocess.mean, metadata.preprocess.std)
+    compared = compared_of(detector, metadata, images, feeds)
     bars = bars or findings.diff_bars_of(metadata.options.get('precision'))
-    search = Search(subject, bars)
+    search = Search(compared, bars)
     comparison = search.compare(model, fresh)
     comparison.subject = dict(
         kind='checkpoint',
@@ -667,8 +671,8 @@ def first_difference(
         form=metadata.form,
         config=detector.config,
         checkpoint=detector.checkpoint,
-        input=subject.title,
-        inputs=findings.shape_texts(subject.feeds),
+        input=compared.title,
+        inputs=findings.shape_texts(compared.feeds),
         **comparison.subject,
     )
     outputs = {value.name for value in model.graph.output}
@@ -678,19 +682,19 @@ def first_difference(
             commands = ', '.join(metadata.edits)
             comparison.notes.append(f'edited by {commands}: not compared with a fresh export')
         else:
-            graph = file_checks.compare_with_fresh_export(model, subject.fresh_export)
+            graph = file_checks.compare_with_fresh_export(model, compared.fresh_export)
             comparison.graph = '' if graph.passed else graph.text
-    comparison.notes += side.upstream_notes(detector, metadata, subject, search, bars)
+    comparison.notes += _upstream_notes(detector, metadata, search) if images is not None else ()
     if against_float64:
         comparison.notes += split_lines(*search.split())
-    if feeds is None and comparison.equal:
-        comparison.results = side.differing_results(detector, metadata, path)
+    if feeds is None and comparison.equal and images is not None:
+        comparison.results = _differing_results(detector, metadata, path, images)
     if metadata.checkpoint_sha256 != detector.checkpoint_sha256:
         comparison.notes.append('the file was exported from another checkpoint')
     return comparison
 
 
-def near_lines(detector: Detector, path: str, side: GraphSide, verdict: Verdict) -> list[str]:
+def near_lines(detector: Detector, path: str, images: Pictures | None, verdict: Verdict) -> list[str]:
     """Return whose the difference of a file is that fails by less than `NEAR` times the tolerance, or []."""
     failed = [finding.figures for finding in verdict.with_figure('tensor') if finding.passed is False]
     ratios = [row['max_abs'] / row['tolerance'] for row in failed if row['max_abs'] and row['tolerance']]
@@ -698,23 +702,24 @@ def near_lines(detector: Detector, path: str, side: GraphSide, verdict: Verdict)
         return []
     model = files.load(path)
     metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
-    search = Search(subject_of(detector, metadata, side), findings.diff_bars_of('fp32'))
+    search = Search(compared_of(detector, metadata, images), findings.diff_bars_of('fp32'))
     search.compare(model)
     return split_lines(*search.split())
 
 
-def subject_of(
+def compared_of(
     detector: Detector,
     metadata: Metadata,
-    side: GraphSide,
+    images: Pictures | None = None,
     feeds: Mapping[str, np.ndarray] | None = None,
-) -> Subject:
+) -> Compared:
     """Return the modules that a file was exported from, and the inputs of the comparison."""
-    subject = side.subject(detector, metadata)
+    of_pictures = images is not None
+    compared = _of_pictures(detector, metadata, images) if of_pictures else _of_graph(detector, metadata)
     if feeds is not None:
-        subject = dataclasses.replace(subject, feeds=dict(feeds), title='given inputs')
-    metadata.spec.check_feeds(subject.feeds)
-    return subject
+        compared = dataclasses.replace(compared, feeds=dict(feeds), title='given inputs')
+    metadata.spec.check_feeds(compared.feeds)
+    return compared
 
 
 def unseen(example: np.ndarray, seed: int) -> np.ndarray:
@@ -730,10 +735,10 @@ def unseen(example: np.ndarray, seed: int) -> np.ndarray:
 class Search:
     """PyTorch's side of a comparison, run once; several graphs can be compared with it."""
 
-    def __init__(self, subject: Subject, bars: findings.DiffBars) -> None:
-        self.subject, self.bars = subject, bars
+    def __init__(self, compared: Compared, bars: findings.DiffBars) -> None:
+        self.compared, self.bars = compared, bars
         self.constants, self.runner = Constants(), NodeRunner()
-        self.records = _record(subject, bars)
+        self.records = _record(compared, bars)
         self.named = self.records.named()
 
     def compare(self, model: onnx.ModelProto, fresh: bool = True) -> findings.Comparison:
@@ -751,7 +756,7 @@ class Search:
             inherited = {name for name, mate in pairs.tensors.items() if mate in wrong}
         self.walked = result = self._walk(program, references)
         module = functools.cache(functools.partial(self.records.module_path, program))
-        notes += engine_notes(model, self.subject.feeds, result, self.bars)
+        notes += engine_notes(model, self.compared.feeds, result, self.bars)
         subject = dict(modules=len(self.records.recorder.calls), recorded=len(self.records.records))
         structure = [change for change in graph_changes if change.kind != 'metadata']
         comparison = findings.comparison_of(result, self.bars, structure, subject, notes, module)
@@ -765,12 +770,12 @@ class Search:
 
     def split(self) -> tuple[list[Split], list[str]]:
         """Return the parts of the differences of the last file, see `split_of`."""
-        return split_of(self.subject.stages, self.subject.feeds, self.records.records, self.walked)
+        return split_of(self.compared.stages, self.compared.feeds, self.records.records, self.walked)
 
     @functools.cached_property
     def _export(self) -> tuple[Program, Walk, set[str]] | str:
         try:
-            program = Program(self.subject.fresh_export(), self.constants)
+            program = Program(self.compared.fresh_export(), self.constants)
         except Mm2OnnxError as error:
             return one_line(error)
         result = self._walk(program, dict(self.named))
@@ -779,7 +784,7 @@ class Search:
 
     def _walk(self, program: Program, references: dict[str, ReferenceTensor]) -> Walk:
         for _ in range(MAX_PAIRED_BY_PLACE):
-            result = walk(program, self.subject.feeds, references, self.runner, self.records.lookup)
+            result = walk(program, self.compared.feeds, references, self.runner, self.records.lookup)
             paired = self.records.by_module(result)
             if not paired:
                 for region in regions(result, self.bars.born):
@@ -799,7 +804,7 @@ def locate(module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, 
     difference.
     """
     stage = Stage('', module, tuple(feeds), tuple(value.name for value in model.graph.output))
-    search = Search(Subject([stage], dict(feeds), None, ''), findings.DiffBars())
+    search = Search(Compared([stage], dict(feeds), None, ''), findings.DiffBars())
     first = search.compare(model, fresh=False).first
     if first is None:
         return ''
@@ -815,13 +820,13 @@ def locate(module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, 
     return ', '.join([*parts, *first.evidence[:1]])
 
 
-def _record(subject: Subject, bars: findings.DiffBars) -> RecordIndex:
-    parameters = (parameter for stage in subject.stages for parameter in stage.module.parameters())
+def _record(compared: Compared, bars: findings.DiffBars) -> RecordIndex:
+    parameters = (parameter for stage in compared.stages for parameter in stage.module.parameters())
     device = next((parameter.device for parameter in parameters), torch.device('cpu'))
-    inputs = {name: torch.tensor(array, device=device) for name, array in subject.feeds.items()}  # copies
-    recorder = record_stages(subject.stages, inputs)
+    inputs = {name: torch.tensor(array, device=device) for name, array in compared.feeds.items()}  # copies
+    recorder = record_stages(compared.stages, inputs)
     weights = {}
-    for stage in subject.stages:
+    for stage in compared.stages:
         state = stage.module.state_dict()
         weights.update({name: value.detach().cpu().numpy() for name, value in state.items()})
     return RecordIndex(recorder, weights, bars.born)
@@ -842,107 +847,70 @@ def _references_from(tensors: Mapping[str, str], clean: Walk, wrong: set[str]) -
     return references
 
 
-class GraphSide:
-    """PyTorch's side of a graph of frames, sweeps or voxels: seeded numbers like the trace's."""
-
-    def prepare(self, detector: Detector, metadata: Metadata) -> None:
-        """Set a loaded model as the file's metadata say."""
-
-    def subject(self, detector: Detector, metadata: Metadata) -> Subject:
-        options = exported_options(detector.family, metadata.options)
-        graphs = {
-            graph.name: graph
-            for graph in contract_of(detector.family, options).graphs(prepared(detector.model), options)
-        }
-        graph = graphs.get(metadata.form)
-        if graph is None or graph.module is None:
-            comparable = ', '.join(name for name, graph in graphs.items() if graph.module) or 'none'
-            raise UsageError(
-                f'the graph {metadata.form!r} cannot be compared with PyTorch tensor by tensor; for this '
-                f'model, use {comparable}'
-            )
-        stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
-        examples = enumerate(graph.example.items())
-        feeds = {name: unseen(tensor.cpu().numpy(), index) for index, (name, tensor) in examples}
-        fresh = functools.partial(file_checks.of_graphs(detector, options), metadata.form)
-        return Subject([stage], feeds, fresh, 'random numbers with the shapes of the traced inputs')
-
-    def upstream_notes(
-        self,
-        detector: Detector,
-        metadata: Metadata,
-        subject: Subject,
-        search: Search,
-        bars: findings.DiffBars,
-    ) -> list[str]:
-        """Return notes on outputs in which the exported modules leave the unpatched model."""
-        return []
-
-    def differing_results(self, detector: Detector, metadata: Metadata, path: str) -> str:
-        """Run the user's test path; return the first result that the file lacks, or ''."""
-        return ''
-
-
-class PictureSide(GraphSide):
-    """PyTorch's side of a graph of pictures: the last input of `proof_inputs`.
-
-    `images` are (title, (h, w, 3) uint8 BGR).
-    """
-
-    def __init__(self, images: Sequence[tuple[str, np.ndarray]]) -> None:
-        self.images = images
-
-    def prepare(self, detector: Detector, metadata: Metadata) -> None:
-        detector.normalise_with(metadata.preprocess.mean, metadata.preprocess.std)
-
-    def subject(self, detector: Detector, metadata: Metadata) -> Subject:
-        family, options = detector.family, exported_options(detector.family, metadata.options)
-        inputs = proof_inputs(detector, options, self.images)
-        unseen_input = [case for case in inputs if not case.traced and not case.left_out][-1]
-        arrays = family.feeds(unseen_input.images, rescale=True)
-        arrays |= family.reference(detector.model).inner_inputs(arrays, options.form)
-        (graph,) = family.graphs(prepared(detector.model), options)
-        feeds = {name: arrays[name] for name in metadata.spec.input_names if name in arrays}
-        return Subject(
-            hosted(family, graph, options, detector.rule, detector.model).stages,
-            metadata.spec.rounded(metadata.spec.with_required(feeds)),
-            file_checks.of_images(detector, options, self.images[0][1], (options.height, options.width)),
-            f'{unseen_input.name} ({unseen_input.sources[0][0]})',
-            arrays,
+def _of_graph(detector: Detector, metadata: Metadata) -> Compared:
+    """Return a graph of frames, sweeps or voxels, and seeded numbers like the trace's."""
+    options = exported_options(detector.family, metadata.options)
+    graphs = {
+        graph.name: graph
+        for graph in contract_of(detector.family, options).graphs(prepared(detector.model), options)
+    }
+    graph = graphs.get(metadata.form)
+    if graph is None or graph.module is None:
+        comparable = ', '.join(name for name, graph in graphs.items() if graph.module) or 'none'
+        raise UsageError(
+            f'the graph {metadata.form!r} cannot be compared with PyTorch tensor by tensor; for this '
+            f'model, use {comparable}'
         )
+    stage = Stage('', graph.module, tuple(graph.spec.input_names), tuple(graph.spec.output_names))
+    examples = enumerate(graph.example.items())
+    feeds = {name: unseen(tensor.cpu().numpy(), index) for index, (name, tensor) in examples}
+    fresh = functools.partial(file_checks.of_graphs(detector, options), metadata.form)
+    return Compared([stage], feeds, fresh, 'random numbers with the shapes of the traced inputs')
 
-    def upstream_notes(
-        self,
-        detector: Detector,
-        metadata: Metadata,
-        subject: Subject,
-        search: Search,
-        bars: findings.DiffBars,
-    ) -> list[str]:
-        family = detector.family
-        output_names = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
-        if not output_names:
-            return []
-        options = options_besides_form(detector, metadata)
-        feeds = {**subject.beside, **subject.feeds}
-        expected = family.reference(detector.model).tensors(feeds, metadata.form, **options)
-        stage_outputs, notes = {name for stage in subject.stages for name in stage.outputs}, []
-        for name in output_names:
-            if name not in expected or name not in stage_outputs:
-                continue
-            error, reason = compare(search.named[name].value, expected[name])
-            if error is not None and error > bars.free:
-                notes.append(
-                    f'output {name}: the exported modules already differ from the unpatched model '
-                    f'(relative error {error:.2e}{"; " + reason if reason else ""}); look there first'
-                )
-        return notes
 
-    def differing_results(self, detector: Detector, metadata: Metadata, path: str) -> str:
-        """Run the user's test path; return the first result that the file lacks, or ''."""
-        options = exported_options(detector.family, metadata.options, path)
-        with build_backend('OnnxRuntimeBackend', path=path) as backend:
-            for reference in references(detector, options, self.images[:1]):
-                if failures := run_case(reference, backend).failures:
-                    return failures[0]
-        return ''
+def _of_pictures(detector: Detector, metadata: Metadata, images: Pictures) -> Compared:
+    """Return a graph of pictures, and the last input of `proof_inputs`."""
+    family, options = detector.family, exported_options(detector.family, metadata.options)
+    inputs = proof_inputs(detector, options, images)
+    unseen_input = [case for case in inputs if not case.traced and not case.left_out][-1]
+    arrays = family.feeds(unseen_input.images, rescale=True)
+    arrays |= family.reference(detector.model).inner_inputs(arrays, options.form)
+    (graph,) = family.graphs(prepared(detector.model), options)
+    feeds = {name: arrays[name] for name in metadata.spec.input_names if name in arrays}
+    return Compared(
+        hosted(family, graph, options, detector.rule, detector.model).stages,
+        metadata.spec.rounded(metadata.spec.with_required(feeds)),
+        file_checks.of_images(detector, options, images[0][1], (options.height, options.width)),
+        f'{unseen_input.name} ({unseen_input.sources[0][0]})',
+        arrays,
+    )
+
+
+def _upstream_notes(detector: Detector, metadata: Metadata, search: Search) -> Iterator[str]:
+    """Yield notes on outputs of pictures in which the exported modules leave the unpatched model."""
+    output_names = [tensor.name for tensor in metadata.spec.outputs if tensor.compare == 'values']
+    if not output_names:
+        return
+    options, compared = options_besides_form(detector, metadata), search.compared
+    feeds = {**compared.beside, **compared.feeds}
+    expected = detector.family.reference(detector.model).tensors(feeds, metadata.form, **options)
+    stage_outputs = {name for stage in compared.stages for name in stage.outputs}
+    for name in output_names:
+        if name not in expected or name not in stage_outputs:
+            continue
+        error, reason = compare(search.named[name].value, expected[name])
+        if error is not None and error > search.bars.free:
+            yield (
+                f'output {name}: the exported modules already differ from the unpatched model '
+                f'(relative error {error:.2e}{"; " + reason if reason else ""}); look there first'
+            )
+
+
+def _differing_results(detector: Detector, metadata: Metadata, path: str, images: Pictures) -> str:
+    """Run the user's test path; return the first result that the file lacks, or ''."""
+    options = exported_options(detector.family, metadata.options, path)
+    with build_backend('OnnxRuntimeBackend', path=path) as backend:
+        for reference in references(detector, options, images[:1]):
+            if failures := run_case(reference, backend).failures:
+                return failures[0]
+    return ''

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmdeploy_ext.base.errors import ShapeError, one_line
 from mmdeploy_ext.proving.explain import matched
-from mmdeploy_ext.proving.subject import Sample, Started, Step, Subject, Unread
+from mmdeploy_ext.proving.subject import PLAIN, Sample, Started, Step, Subject, Unread
 from mmdeploy_ext.runtime.tasks import bbox3d, task_module
 from mmdeploy_ext.spec.comparison import compare_tensors
 from mmdeploy_ext.spec.matching import MAX_REST
@@ -508,13 +508,10 @@ class Drives(Subject):
     def tensors(self, sample: Sample, state: StreamState | None, got: Step) -> Mapping[str, np.ndarray]:
         return self.of_reference(named_tensors(self._again(sample, state), self.own.state))
 
-    def results(self, sample: Sample, state: StreamState | None) -> Sequence[Any]:
-        return [self._again(sample, state).detections]
-
-    def drawn(self, sample: Sample, state: StreamState | None, seed: int | None) -> Sequence[Any]:
-        """Run a frame from a memory; free-running, the whole drive: the rounding of all frames adds up."""
-        if sample.mode != 'free':
-            return self.results(sample, state)
+    def results(self, sample: Sample, state: StreamState | None, seed: int | None = PLAIN) -> Sequence[Any]:
+        """Run a frame from a memory; in draws of a free mode the drive: its rounding adds up."""
+        if sample.mode != 'free' or seed == PLAIN:
+            return [self._again(sample, state).detections]
         if seed not in self.drives:
             self.last['reference'] = None
             self.own.reset()

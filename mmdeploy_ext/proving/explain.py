@@ -115,7 +115,8 @@ def matched(
         if run is not None:
             settings['tied'] = _ties(subject, task, sides, run, index, bars)
         row = match(subject.task, title, *sides, subject.bars, **settings)
-        is_rounded = run is not None and 'rounding' in inspect.signature(task.pair_up).parameters
+        is_rounded = run is not None and subject.bars.is_float32
+        is_rounded = is_rounded and 'rounding' in inspect.signature(task.pair_up).parameters
         if is_rounded and row.outside and not row.passed and not row.broken:
             for rounding in _roundings(subject, task, sides[0], drawn or (lambda _: run()), index):
                 row = match(subject.task, title, *sides, subject.bars, **settings, rounding=rounding)

@@ -27,6 +27,7 @@ from mmdeploy_ext.proving.drive_run import (
     Drives,
 )
 from mmdeploy_ext.proving.loop import compare
+from mmdeploy_ext.proving.metrics import compare_metrics
 from mmdeploy_ext.proving.not_shown import Watch, count_voxels
 from mmdeploy_ext.proving.preprocessing import compare_prepared, compare_voxels
 from mmdeploy_ext.proving.proof import (
@@ -43,11 +44,11 @@ from mmdeploy_ext.proving.proof import (
 )
 from mmdeploy_ext.proving.provenance import companion_checks
 from mmdeploy_ext.proving.recorded.calls import RecordedStepper
-from mmdeploy_ext.proving.subject import Sample, Started, Step, Subject, Unread
+from mmdeploy_ext.proving.subject import PLAIN, Sample, Started, Step, Subject, Unread
 from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.runtime.tasks import bbox3d
 from mmdeploy_ext.spec.matching import too_few, total_reasons
-from mmdeploy_ext.spec.metadata import least_precision
+from mmdeploy_ext.spec.metadata import least_precision, read_metadata
 from mmdeploy_ext.spec.results import Bars, Case, DetectionRow, bars_of, tensor_text
 from mmdeploy_ext.spec.tensors import GraphSpec
 
@@ -56,13 +57,14 @@ if TYPE_CHECKING:
 
     from mmdeploy_ext.families.contracts import Contract
     from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.proving.inputs import ChosenSamples
     from mmdeploy_ext.proving.proof import ExportedFile, Proof
     from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.runtime.detections3d import Detections3D
     from mmdeploy_ext.runtime.frames import Frame, Stepper, StepResult, StreamState, Sweep
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.options import Options
-    from mmdeploy_ext.spec.results import Check, PreprocessingResult, SequenceRow
+    from mmdeploy_ext.spec.results import Check, GraphResult, MetricRow, PreprocessingResult, SequenceRow
     from mmdeploy_ext.spec.tensors import TensorSpec
     from mmdeploy_ext.spec.verdict import Verdict
 
@@ -95,6 +97,18 @@ class Sides:
     runner: Stepper
     spec: GraphSpec
     bars: Bars
+
+
+def prove(
+    detector: Detector,
+    paths: Sequence[str],
+    samples: Collection[Any],
+    engine: Mapping[str, Any],
+    claims: Claims,
+) -> Verdict:
+    """Prove the files of one export on a drive, or on sweeps."""
+    proves = prove_drive if detector.family.memory else prove_sweeps
+    return proves(detector, paths, samples, engine, claims)
 
 
 def prove_sweeps(
@@ -148,11 +162,13 @@ def check_frames(
     export_graph = file_checks.of_graphs(detector, before_plan(options, files[-1].edits))
     last, rule = files[-1].path, files[-1].metadata.preprocess
 
-    def contents(file: ExportedFile) -> tuple[list[Check], list[str]]:
+    def level_1(file: ExportedFile) -> tuple[list[Check], list[str], Callable[[], GraphResult]]:
         checks, notes = contents_of(detector, claims, file, detector.rule, specs.get(file.name))
         if file.path == last:
             checks += companion_checks(Path(last).parent, contract.companions(detector.model))
-        return checks, notes
+        export = functools.partial(export_graph, file.name)
+        given = file.model, export, file.name, file.edits
+        return checks, notes, lambda: file_checks.compare_with_fresh_export(*given)
 
     return check(
         detector,
@@ -161,10 +177,7 @@ def check_frames(
         engine_options(files, kind, engine),
         claims,
         facts,
-        contents=contents,
-        compare=lambda file: file_checks.compare_with_fresh_export(
-            file.model, functools.partial(export_graph, file.name), file.name, file.edits
-        ),
+        level_1=level_1,
         prepared=lambda: compare_preparation(detector, rule, samples, unit),
     )
 
@@ -287,7 +300,7 @@ class Sweeps(Subject):
     def tensors(self, sample: Sample, state: Any, got: Step) -> Mapping[str, Any]:
         return self.sides.reference.step(sample.data).outputs
 
-    def results(self, sample: Sample, state: Any) -> list[Any]:
+    def results(self, sample: Sample, state: Any, seed: int | None = PLAIN) -> list[Any]:
         return [self.sides.reference.step(sample.data).detections]
 
     def on(self, sample: Sample, got: Step) -> Started | None:
@@ -345,14 +358,14 @@ NEAR_M = 100.0
 """Metres: scenes that start nearer to the origin stay."""
 
 
-def prove_frames(
+def prove_drive(
     detector: Detector,
     paths: Sequence[str],
     frames: Collection[Frame],
     engine: Mapping[str, Any],
     claims: Claims,
-    length: DriveLength = SHORT_DRIVE,
 ) -> Verdict:
+    length = claims.settings.get('length', SHORT_DRIVE)
     proof = check_frames(detector, paths, frames, engine, claims)
     family, results, verdict = detector.family, proof.results, proof.verdict
     contract = contract_of(family, proof.options)
@@ -405,9 +418,26 @@ def prove_frames(
     return conclude(proof, drive, drive.settings, '--frames', clock, 'frame')
 
 
-def ask_samples(detector: Detector, paths: Sequence[str], samples: Collection[Any]) -> None:
+def metrics(
+    detector: Detector,
+    paths: Sequence[str],
+    names: Sequence[str],
+    engine: Mapping[str, Any],
+    half: int | None = None,
+) -> list[MetricRow]:
+    """Return metrics of the data set, or of a `half` of it, by both engines."""
+    from mmdeploy_ext.families.evaluate.detector import FrameDetector
+
+    family, metadata = detector.family, [read_metadata(path) for path in paths]
+    contract = contract_of(family, metadata[-1].options)
+    networks = (family.reference(detector.model), contract.runner(paths, engine))
+    detectors = (FrameDetector(network, family) for network in networks)
+    return compare_metrics(detector.cfg, *detectors, names, least_precision(metadata), half)
+
+
+def ask(detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
     """Run PyTorch on the proof's samples, for `detector.recording`."""
-    files, options = read_files(detector, paths)
+    (files, options), samples = read_files(detector, paths), chosen.samples
     family, reference = detector.family, contract_of(detector.family, options).reference(detector.model)
     stepper, first = RecordedStepper(detector, reference), None
     if family.memory:

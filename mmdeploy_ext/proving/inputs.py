@@ -632,7 +632,7 @@ def is_default(path: str | Path) -> bool:
 
 
 class ChosenSamples(NamedTuple):
-    """Samples of a proof as `Kind.prove` takes them.
+    """Samples of a proof as `prove` takes them.
 
     Attributes:
         samples: named pictures, frames, sweeps or voxels.

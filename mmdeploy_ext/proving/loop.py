@@ -88,7 +88,7 @@ def judge(
     own = got if beside is None or error else beside
     started, run = None, None
     if has_results and subject.bars.is_float32 and not error:
-        started, run = subject.on(sample, own), lambda: subject.results(sample, state)
+        started, run = subject.on(sample, own), functools.partial(subject.results, sample, state)
     # first: a run in float64 changes the last step of a model
     case = explained(subject, case, sample, own, started)
     compared = attempt(lambda: tensor_rows(subject, sample, want, got, state))
@@ -106,8 +106,7 @@ def judge(
         engines = matched(subject, sample.titles, own.results, got.results, run, score_thr=0.0)
         named = (dataclasses.replace(row, image=f'{row.image}, against ONNX Runtime') for row in engines)
         case = dataclasses.replace(case, engines=tuple(named))
-    drawn = functools.partial(subject.drawn, sample, state)
-    detections = matched(subject, sample.titles, want.results, got.results, run, drawn)
+    detections = matched(subject, sample.titles, want.results, got.results, run, run)
     if started and not all(row.passed for row in detections) and (ranked := started.ranked()) is not None:
         detections = matched(subject, sample.titles, ranked, got.results, run)
         note = f"{case.name}: PyTorch's queries were ordered as in the file; the scores show the difference"

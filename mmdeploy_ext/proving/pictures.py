@@ -53,6 +53,7 @@ from mmdeploy_ext.proving.inputs import (
     zoomed_input,
 )
 from mmdeploy_ext.proving.loop import judge
+from mmdeploy_ext.proving.metrics import compare_metrics
 from mmdeploy_ext.proving.not_shown import Watch, counts_of_images, limits_of
 from mmdeploy_ext.proving.preprocessing import compare_pictures
 from mmdeploy_ext.proving.proof import (
@@ -68,7 +69,7 @@ from mmdeploy_ext.proving.proof import (
 )
 from mmdeploy_ext.proving.provenance import normalisation_notes
 from mmdeploy_ext.proving.recorded.calls import around
-from mmdeploy_ext.proving.subject import Sample, Started, Step, Subject, Unread
+from mmdeploy_ext.proving.subject import PLAIN, Sample, Started, Step, Subject, Unread
 from mmdeploy_ext.runtime.detect import results_of
 from mmdeploy_ext.runtime.detections import Rows, bounding_box, with_labels
 from mmdeploy_ext.runtime.draw import visible
@@ -92,13 +93,13 @@ if TYPE_CHECKING:
     from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.families.reference import ImageReference
-    from mmdeploy_ext.proving.inputs import ProofInput
+    from mmdeploy_ext.proving.inputs import ChosenSamples, ProofInput
     from mmdeploy_ext.proving.proof import ExportedFile, Proof
     from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.options import Options
-    from mmdeploy_ext.spec.results import GraphResult, PreprocessingResult, TensorRow
+    from mmdeploy_ext.spec.results import GraphResult, MetricRow, PreprocessingResult, TensorRow
     from mmdeploy_ext.spec.verdict import Verdict
 
 
@@ -305,16 +306,16 @@ TIMED_RUNS = 3
 TIMED_S = 3.0
 
 
-def prove_pictures(
+def prove(
     detector: Detector,
     paths: Sequence[str],
-    pictures: Sequence[tuple[str, np.ndarray]],
+    samples: Sequence[tuple[str, np.ndarray]],
     engine: Mapping[str, Any],
     claims: Claims,
-    picture_files: Sequence[str | Path] = (),
 ) -> Verdict:
     """Prove one file on (title, BGR image); the first is traced."""
-    proof = check_pictures(detector, paths, pictures, engine, claims, picture_files)
+    pictures = list(samples)
+    proof = check_pictures(detector, paths, pictures, engine, claims)
     (file,), results, verdict = proof.files, proof.results, proof.verdict
     with contextlib.ExitStack() as stack:
         try:
@@ -381,15 +382,10 @@ def without_result(proof: Proof, picture: np.ndarray, first: InputReference) -> 
         return [run_case(reference, backend)]
 
 
-def ask_pictures(
-    detector: Detector,
-    path: str,
-    pictures: Sequence[tuple[str, np.ndarray]],
-    picture_files: Sequence[str | Path] = (),
-) -> None:
+def ask(detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
     """Run PyTorch on the proof's inputs, for `detector.recording`."""
-    file, options = read_picture_file(detector, path)
-    compare_preparation(detector, file.metadata, picture_files, pictures[0][1])
+    (file, options), pictures = read_picture_file(detector, paths[0]), list(chosen.samples)
+    compare_preparation(detector, file.metadata, chosen.files, pictures[0][1])
     inputs, _ = picture_inputs(detector, file, options, pictures)
     inputs.append(input_of(inputs[smallest(inputs)]))  # like the proof
     for entry in tracked(inputs, len(inputs), 'asking'):
@@ -398,15 +394,32 @@ def ask_pictures(
         reference.forget()
 
 
+def metrics(
+    detector: Detector,
+    paths: Sequence[str],
+    names: Sequence[str],
+    engine: Mapping[str, Any],
+    half: int | None = None,
+) -> list[MetricRow]:
+    """Return metrics of the data set, or of a `half` of it, by both engines."""
+    from mmdeploy_ext.families.evaluate.detector import BackendDetector, TorchDetector
+
+    with build_backend(path=paths[0], **engine) as backend:
+        candidate = BackendDetector(backend, detector.family, backend.metadata)
+        reference = TorchDetector(detector.family.reference(detector.model), candidate)
+        precision = backend.computes_in or backend.metadata.precision
+        return compare_metrics(detector.cfg, reference, candidate, names, precision, half)
+
+
 def check_pictures(
     detector: Detector,
     paths: Sequence[str],
     pictures: Sequence[tuple[str, np.ndarray]],
     engine: Mapping[str, Any],
     claims: Claims,
-    picture_files: Sequence[str | Path] = (),
 ) -> Proof:
     file, options = read_picture_file(detector, paths[0])
+    picture_files = claims.settings.get('picture_files', ())
     metadata, kind = file.metadata, engine_class(engine)
     shape = 'dynamic' if file.options['dynamic'] else 'fixed'
     if shape == 'fixed' and file.options.get('dynamic_batch'):
@@ -427,8 +440,10 @@ def check_pictures(
         engine_options([file], kind, engine),
         claims,
         facts,
-        contents=lambda file: contents_of(detector, claims, file, rule, contract),
-        compare=lambda file: compare_graph(detector, file.model, options, pictures[0][1], file.edits),
+        level_1=lambda file: (
+            *contents_of(detector, claims, file, rule, contract),
+            lambda: compare_graph(detector, file.model, options, pictures[0][1], file.edits),
+        ),
         prepared=lambda: compare_preparation(detector, metadata, picture_files, pictures[0][1]),
     )
 
@@ -632,7 +647,7 @@ class Pictures(Subject):
             expected = functools.partial(*run)(form, **options)
         return code.in_order(expected)
 
-    def results(self, sample: Sample, state: Any) -> Sequence[Any]:
+    def results(self, sample: Sample, state: Any, seed: int | None = PLAIN) -> Sequence[Any]:
         return sample.data.run()
 
     def on(self, sample: Sample, got: Step) -> Started:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 import platform
 from pathlib import Path
@@ -176,14 +175,13 @@ def check(
     claims: Claims,
     facts: Mapping[str, Any],
     *,
-    contents: Callable[[Any], tuple[Sequence[Check], Sequence[str]]],
-    compare: Callable[[Any], GraphResult],
+    level_1: Callable[[Any], tuple[Sequence[Check], Sequence[str], Callable[[], GraphResult]]],
     prepared: Callable[[], PreprocessingResult],
 ) -> Proof:
     """Check read files, their model, and the preparation of samples; return the proof.
 
-    `facts` are for the verdict's subject; `contents` returns checks of a file and notes, `compare` the
-    comparison of its graph, `prepared` of prepared samples.
+    `facts` are for the verdict's subject; `level_1` returns checks of a file, notes, and what compares its
+    graph; `prepared` compares prepared samples.
     """
     paths = [file.path for file in files]
     subject = dict(
@@ -204,10 +202,10 @@ def check(
     proof = Proof(detector, [*files], options, dict(engine), claims, Verdict(subject))
     for place, file in enumerate(proof.files):
         prefix = f'{file.name}: ' if file.name else ''
-        checks, notes = contents(file)
+        checks, notes, compare_graph = level_1(file)
         proof.add_notes(notes)
         proof.results.checks += [dataclasses.replace(one, name=f'{prefix}{one.name}') for one in checks]
-        checks = check_graph(proof, file, functools.partial(compare, file))
+        checks = check_graph(proof, file, compare_graph)
         proof.results.checks += [dataclasses.replace(one, name=f'{prefix}{one.name}') for one in checks]
         if isinstance(file, ExportedFile):  # large weights make room for the engines' own
             proof.files[place] = dataclasses.replace(file, model=skeleton(file.model))

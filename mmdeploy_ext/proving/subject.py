@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, np.ndarray]
 
 
+PLAIN = -1
+"""Stands for the seed of a draw in a plain run."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Claims:
     """Claims of a verdict.
@@ -207,13 +211,9 @@ class Subject(abc.ABC):
         """Compute PyTorch's tensors of `align` again."""
         return self.want(sample, state).tensors
 
-    def results(self, sample: Sample, state: Any) -> Sequence[Any]:
-        """Compute PyTorch's results again."""
+    def results(self, sample: Sample, state: Any, seed: int | None = PLAIN) -> Sequence[Any]:
+        """Compute PyTorch's results again; `seed`: of the draw that it runs in, or None for float64."""
         return self.want(sample, state).results
-
-    def drawn(self, sample: Sample, state: Any, seed: int | None) -> Sequence[Any]:
-        """Compute `results` in float64 (None) or a draw, and the memory of a free-running file's mode."""
-        return self.results(sample, state)
 
     def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case | None:
         """Take what the verdict needs of a step; return its case, or None to leave it out."""

@@ -10,7 +10,7 @@ from mmdeploy_ext import prove
 from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.graphs.diff.findings import DiffBars
 from mmdeploy_ext.graphs.io import files
-from mmdeploy_ext.proving.difference import PARTS, Search, Subject, near_lines, split_lines
+from mmdeploy_ext.proving.difference import PARTS, Compared, Search, near_lines, split_lines
 from mmdeploy_ext.spec.tensors import Stage
 from mmdeploy_ext.spec.verdict import Finding, Verdict
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
@@ -41,7 +41,7 @@ class Tokens(Toy):
 
 def split(model, graph):
     x = np.random.default_rng(0).normal(size=(1, 3, 12, 12)).astype(np.float32)
-    search = Search(Subject([Stage('', model, ('x',), ('y',))], dict(x=x), None, ''), DiffBars())
+    search = Search(Compared([Stage('', model, ('x',), ('y',))], dict(x=x), None, ''), DiffBars())
     search.compare(graph, fresh=False)
     return search.split()
 
@@ -92,6 +92,6 @@ def test_a_verdict_names_the_module_whose_weights_are_slightly_off(tmp_path):
     weight.CopyFrom(numpy_helper.from_array(array, weight.name))
     files.save(model, tmp_path / 'off.onnx')
     verdict = prove(CONFIG, CHECKPOINT, tmp_path / 'off.onnx', samples=[str(PICTURE)], edited=True)
-    side = kind_of(detector.family).side_of_difference(detector, [str(PICTURE)])
-    lines = near_lines(detector, str(tmp_path / 'off.onnx'), side, verdict)
+    images = kind_of(detector.family).images_of_difference(detector, [str(PICTURE)])
+    lines = near_lines(detector, str(tmp_path / 'off.onnx'), images, verdict)
     assert not verdict.passed and 'atss_reg' in lines[2]

@@ -14,7 +14,7 @@ from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.detector_files import export_graphs
 from mmdeploy_ext.graphs.diff import findings
-from mmdeploy_ext.proving.difference import PictureSide, Search, Subject, subject_of
+from mmdeploy_ext.proving.difference import Compared, Search, compared_of
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.spec.tensors import Stage
 
@@ -27,7 +27,7 @@ def toy():
     picture = read_image(toy_atss.PICTURE)
     traced = detectors.prepare_fixed(detector.rule, picture, options.height, options.width)
     model, metadata = export_graphs(detector, options, [traced])[0]
-    subject = subject_of(detector, metadata, PictureSide([('toy.jpg', picture)]))
+    subject = compared_of(detector, metadata, [('toy.jpg', picture)])
     subject = dataclasses.replace(subject, fresh_export=lambda: toy_faults.copy_of(model))
     return model, Search(subject, findings.DiffBars()), traced.tensor[None]
 
@@ -110,7 +110,7 @@ def searched(module):
         return export_module(module, (torch.rand(5, 4),), opset=17, input_names=('x',), output_names=OUTPUTS)
 
     feeds = dict(x=np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32))
-    subject = Subject([Stage('', module, ('x',), OUTPUTS)], feeds, export, 'seeded numbers')
+    subject = Compared([Stage('', module, ('x',), OUTPUTS)], feeds, export, 'seeded numbers')
     return export(), Search(subject, findings.DiffBars())
 
 

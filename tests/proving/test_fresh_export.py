@@ -7,10 +7,9 @@ import pytest
 import torch
 from onnx import helper
 
-from mmdeploy_ext.bench.kinds import IMAGES
 from mmdeploy_ext.cli import graph_app, verify_app
 from mmdeploy_ext.families import detector as detectors
-from mmdeploy_ext.proving import file_checks
+from mmdeploy_ext.proving import file_checks, pictures
 from mmdeploy_ext.proving.pictures import compare_graph
 from mmdeploy_ext.runtime.preprocess.pictures import read_image
 from mmdeploy_ext.spec.metadata import read_metadata
@@ -134,7 +133,7 @@ def test_a_file_whose_sizes_were_fixed_is_one_of_that_size(detector, tmp_path):
 
 
 def test_what_was_asked_for_decides_not_what_the_file_says(capsys, monkeypatch):
-    monkeypatch.setattr(IMAGES, 'prove', level_1_alone)
+    monkeypatch.setattr(pictures, 'prove', level_1_alone)
     asked = ('--postprocess', 'full', '--opset-version', '18')
     assert verify_app.main([CONFIG, CHECKPOINT, toy_file('raw'), *asked]) == 1
     out = capsys.readouterr().out

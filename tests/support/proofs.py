@@ -99,8 +99,10 @@ def check_files(
 
 def prove(detector: Any, paths: Any, samples: Any = (), engine: Any = None, **claims: Any) -> Verdict:
     """Prove one file or several, with `Claims` and their settings as keywords."""
-    return kind_of(detector.family).prove(
-        detector, listed(paths), samples, dict(engine or {}), claims_of(**claims)
+    return (
+        kind_of(detector.family)
+        .subject()
+        .prove(detector, listed(paths), samples, dict(engine or {}), claims_of(**claims))
     )
 
 
@@ -114,9 +116,9 @@ def claims_of(**values: Any) -> Claims:
 
 
 def level_1_alone(detector: Any, paths: Any, samples: Any, engine: Any, claims: Claims) -> Verdict:
-    """Stand for `Kind.prove` where level 1 refuses files, whatever their inputs give."""
+    """Stand for `prove` where level 1 refuses files, whatever their inputs give."""
     check = CHECKS[type(kind_of(detector.family)).__name__]
-    return finish(check(detector, paths, samples, engine, claims, **claims.settings))
+    return finish(check(detector, paths, samples, engine, claims))
 
 
 def few_inputs(*arguments: Any) -> tuple[list[Any], list[str]]:

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.proving.inputs import Samples
-    from mmdeploy_ext.proving.subject import Claims
     from mmdeploy_ext.spec.options import Options
-    from mmdeploy_ext.spec.verdict import Verdict
 
 
 ONNX_RUNTIME_ALONE = (
@@ -45,6 +43,7 @@ class BackboneSamples(SequenceSamples):
 
 
 class Backbones(Kind):
+    proving = 'mmdeploy_ext.proving.backbone'
     refuses: ClassVar = {
         'verify': dict.fromkeys(('mean', 'std'), OF_PICTURES)
         | dict.fromkeys(
@@ -81,18 +80,6 @@ class Backbones(Kind):
         settings = detector.settings
         voxels = proof_sets(settings.spatial_shape, settings.in_channels)[-1]
         yield detector.family.run_encoder(detector.model, voxels.features, voxels.coordinates)
-
-    def prove(
-        self,
-        detector: Detector,
-        paths: Sequence[str],
-        samples: Collection[Any],
-        engine: Mapping[str, Any],
-        claims: Claims,
-    ) -> Verdict:
-        from mmdeploy_ext.proving.backbone import prove_backbone
-
-        return prove_backbone(detector, paths, list(samples), engine, claims, **claims.settings)
 
     def kit_contents(
         self, detector: Detector, path: str, samples: Collection[Any], folder: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import importlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.base.commands import tool
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
+    from types import ModuleType
 
     import numpy as np
 
@@ -22,13 +24,9 @@ if TYPE_CHECKING:
     from mmdeploy_ext.bench.kit.local_run import Run
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.difference import GraphSide
-    from mmdeploy_ext.proving.inputs import ChosenSamples, Samples
-    from mmdeploy_ext.proving.subject import Claims
+    from mmdeploy_ext.proving.inputs import Samples
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.options import Options
-    from mmdeploy_ext.spec.results import MetricRow
-    from mmdeploy_ext.spec.verdict import Verdict
 
     Channels = Sequence[float] | None
     """`mean` or `std` by channel, see `api.export`."""
@@ -47,6 +45,7 @@ class Kind(abc.ABC):
         unit: unit of `backend_config.dump`: 'samples' or 'frames'.
         refuses: command -> option -> why it is not supported; `entry` is the family's registration,
             `drawn_by` the command that draws its results.
+        proving: module of the proof, see `subject`.
         traces: whether a test path is traced whole where its family refuses the model.
         public_samples: default samples of a kit; they may be published.
     """
@@ -54,6 +53,7 @@ class Kind(abc.ABC):
     unit: ClassVar[str] = 'frames'
     refuses: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     public_samples: ClassVar[Sequence[str]] = ()
+    proving: ClassVar[str]
     traces: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -119,38 +119,25 @@ class Kind(abc.ABC):
     def test(self, detector: Detector) -> Iterator[Any]:
         """Run the test path of a built model, and yield the result of each sample."""
 
-    @abc.abstractmethod
-    def prove(
-        self,
-        detector: Detector,
-        paths: Sequence[str],
-        samples: Collection[Any],
-        engine: Mapping[str, Any],
-        claims: Claims,
-    ) -> Verdict:
-        """Prove the files of one export.
+    def subject(self) -> ModuleType:
+        """Return the module of the proof.
 
-        Args:
-            detector: the config and checkpoint of the files.
-            paths: in the order of use.
-            samples: (title, (h, w, 3) uint8 BGR), the first traced; with a memory the `Frame`s of a drive,
-                read once; or `Sweep`s, `FusedFrame`s or `VoxelSet`s.
-            engine: `engine`, the name of its class, and its options; {}: ONNX Runtime on the CPU.
-            claims: claims on the files.
-
-        Returns:
-            The verdict, with results to draw in `pairs`.
+        - `prove(detector, paths, samples, engine, claims)` returns the verdict on the files of one export,
+          with results to draw in `pairs`. `paths` are in the order of use; `samples` are (title, (h, w, 3)
+          uint8 BGR), the first traced; with a memory the `Frame`s of a drive, read once; or `Sweep`s,
+          `FusedFrame`s or `VoxelSet`s; `engine` has the name of its class and its options ({}: ONNX Runtime
+          on the CPU).
+        - `ask(detector, paths, chosen)` runs PyTorch on the inputs of a proof, for `detector.recording`.
+        - `metrics(detector, paths, names, engine, half)` returns metrics of the data set, or of a `half` of
+          it, by both engines.
         """
+        return importlib.import_module(self.proving)
 
     @abc.abstractmethod
     def kit_contents(
         self, detector: Detector, path: str, samples: Collection[Any], folder: Path
     ) -> dict[str, Any]:
         """Write files and cases of a kit; return entries of the manifest, see `bench/kit/contents.py`."""
-
-    def ask(self, detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
-        """Run PyTorch on the inputs of a proof, for `detector.recording` to write."""
-        raise UsageError(f'{detector.family.name}: a backbone has no results to record')
 
     def rows_kept(self) -> Callable[..., list[Any]]:
         """Return the function that compares the results of samples for `bench.precision.plan.planner_of`.
@@ -175,7 +162,7 @@ class Kind(abc.ABC):
     ) -> dict[str, Any]:
         """Write the kit of an exported file or folder; return its manifest.
 
-        `samples` as in `prove`; `pictures` are `name` and `licence` of each picture, or one entry for all
+        `samples` as in a proof; `pictures` are `name` and `licence` of each picture, or one entry for all
         frames, sweeps or voxels.
         """
         from mmdeploy_ext.bench.kit.writer import write_detector_kit
@@ -231,17 +218,6 @@ class Kind(abc.ABC):
             load(file)
         return files.paths, files.metadata
 
-    def metrics(
-        self,
-        detector: Detector,
-        paths: Sequence[str],
-        names: Sequence[str],
-        engine: Mapping[str, Any],
-        half: int | None = None,
-    ) -> list[MetricRow]:
-        """Return metrics of the data set, or of a `half` of it, by both engines."""
-        raise NotImplementedError(f'{detector.family.name!r} has no results that a data set can evaluate')
-
     def default_output(self, family: Family, stem: str, options: Options) -> str:
         """Return the default file or folder of an export; `stem` is the config's."""
         from mmdeploy_ext.families.contracts import contract_of
@@ -263,8 +239,6 @@ class Kind(abc.ABC):
         """
         return []
 
-    def side_of_difference(self, detector: Detector, paths: Sequence[str]) -> GraphSide:
-        """Return PyTorch's side of a file's first difference; `paths` are images."""
-        from mmdeploy_ext.proving.difference import GraphSide
-
-        return GraphSide()
+    def images_of_difference(self, detector: Detector, paths: Sequence[str]) -> Any:
+        """Return `images` of `first_difference`; `paths` are images."""
+        return None

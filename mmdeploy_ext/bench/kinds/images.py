@@ -19,12 +19,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.bench.kinds.tested import TestedModel
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.difference import GraphSide
-    from mmdeploy_ext.proving.inputs import ChosenSamples, Samples
-    from mmdeploy_ext.proving.subject import Claims
+    from mmdeploy_ext.proving.inputs import Samples
     from mmdeploy_ext.spec.options import Options
-    from mmdeploy_ext.spec.results import MetricRow
-    from mmdeploy_ext.spec.verdict import Verdict
 
 
 NIGHT = 20
@@ -34,7 +30,7 @@ spreads from it and must not saturate in dark images.
 
 
 class Images(Kind):
-    unit = 'samples'
+    unit, proving = 'samples', 'mmdeploy_ext.proving.pictures'
     traces = True
     refuses: ClassVar = {
         'verify': {'frames': 'is for streaming models only'},
@@ -76,23 +72,6 @@ class Images(Kind):
         images, sources = (prepare_image(detector.rule, picture),), (('sample', picture),)
         sample = ProofInput('sample', images, sources, rescale=True)
         yield InputReference(detector, sample).run()
-
-    def prove(
-        self,
-        detector: Detector,
-        paths: Sequence[str],
-        samples: Collection[Any],
-        engine: Mapping[str, Any],
-        claims: Claims,
-    ) -> Verdict:
-        from mmdeploy_ext.proving.pictures import prove_pictures
-
-        return prove_pictures(detector, paths, list(samples), engine, claims, **claims.settings)
-
-    def ask(self, detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
-        from mmdeploy_ext.proving.pictures import ask_pictures
-
-        ask_pictures(detector, paths[0], list(chosen.samples), chosen.files)
 
     def rows_kept(self) -> Callable[..., list[Any]]:
         from mmdeploy_ext.bench.precision.results_kept import rows_of_pictures
@@ -142,24 +121,6 @@ class Images(Kind):
             check_dynamic_parts(detector.model, picture.multiple, picture.smallest)
         return export_files(detector, options, output, images)
 
-    def metrics(
-        self,
-        detector: Detector,
-        paths: Sequence[str],
-        names: Sequence[str],
-        engine: Mapping[str, Any],
-        half: int | None = None,
-    ) -> list[MetricRow]:
-        from mmdeploy_ext.engines import build_backend
-        from mmdeploy_ext.families.evaluate.detector import BackendDetector, TorchDetector
-        from mmdeploy_ext.proving.metrics import compare_metrics
-
-        with build_backend(path=paths[0], **engine) as backend:
-            candidate = BackendDetector(backend, detector.family, backend.metadata)
-            reference = TorchDetector(detector.family.reference(detector.model), candidate)
-            precision = backend.computes_in or backend.metadata.precision
-            return compare_metrics(detector.cfg, reference, candidate, names, precision, half)
-
     def observed_options(self, family: Family, form: str, size: tuple[int, int], dynamic: bool) -> Options:
         # opset 0 is the default: no stage depends on it; trials use --opset-version
         return family.choose(form=form, opset=0, height=size[0], width=size[1], dynamic=dynamic)
@@ -172,8 +133,7 @@ class Images(Kind):
         ((_, image),) = read_images([picture], 1, detector.rule)
         return observed_inputs(detector, options, image)
 
-    def side_of_difference(self, detector: Detector, paths: Sequence[str]) -> GraphSide:
-        from mmdeploy_ext.proving.difference import PictureSide
+    def images_of_difference(self, detector: Detector, paths: Sequence[str]) -> Any:
         from mmdeploy_ext.proving.inputs import read_images
 
-        return PictureSide(read_images(paths, rule=detector.rule))
+        return read_images(paths, rule=detector.rule)

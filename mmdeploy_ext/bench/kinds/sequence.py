@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.bench.kinds.tested import TestedModel
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.subject import Claims
-    from mmdeploy_ext.spec.results import MetricRow
-    from mmdeploy_ext.spec.verdict import Verdict
 
 
 # Frames and sweeps of a proof: the user's files, the config's data set, or generated.
@@ -141,6 +138,7 @@ SIZES_OF_CONFIG = 'streaming and LiDAR models do not have it; their config decid
 
 
 class Sequences(Kind):
+    proving = 'mmdeploy_ext.proving.frames'
     refuses: ClassVar = {
         'export': dict.fromkeys(('picture', 'mean', 'std', 'show'), NO_SUCH_OPTION),
         'verify': dict.fromkeys(('mean', 'std'), OF_PICTURES),
@@ -165,24 +163,6 @@ class Sequences(Kind):
         frames = [*itertools.islice(frames, 2)]
         for _ in range(2 if detector.family.memory else 1):  # run 2 has the layers of the first
             yield from map(detector.family.reference(detector.model).step, frames)
-
-    def prove(
-        self,
-        detector: Detector,
-        paths: Sequence[str],
-        samples: Collection[Any],
-        engine: Mapping[str, Any],
-        claims: Claims,
-    ) -> Verdict:
-        from mmdeploy_ext.proving.frames import prove_frames, prove_sweeps
-
-        prove = prove_frames if detector.family.memory else prove_sweeps
-        return prove(detector, paths, samples, engine, claims, **claims.settings)
-
-    def ask(self, detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
-        from mmdeploy_ext.proving.frames import ask_samples
-
-        ask_samples(detector, paths, chosen.samples)
 
     def rows_kept(self) -> Callable[..., list[Any]]:
         from mmdeploy_ext.bench.precision.results_kept import rows_of_frames
@@ -217,25 +197,6 @@ class Sequences(Kind):
 
     def check_engine(self, engine: Mapping[str, Any]) -> None:
         check_engine_kind(engine['engine'], engine.get('inference_precision'))
-
-    def metrics(
-        self,
-        detector: Detector,
-        paths: Sequence[str],
-        names: Sequence[str],
-        engine: Mapping[str, Any],
-        half: int | None = None,
-    ) -> list[MetricRow]:
-        from mmdeploy_ext.families.contracts import contract_of
-        from mmdeploy_ext.families.evaluate.detector import FrameDetector
-        from mmdeploy_ext.proving.metrics import compare_metrics
-        from mmdeploy_ext.spec.metadata import least_precision, read_metadata
-
-        family, metadata = detector.family, [read_metadata(path) for path in paths]
-        contract = contract_of(family, metadata[-1].options)
-        networks = (family.reference(detector.model), contract.runner(paths, engine))
-        detectors = (FrameDetector(network, family) for network in networks)
-        return compare_metrics(detector.cfg, *detectors, names, least_precision(metadata), half)
 
 
 def is_portable(path: str) -> bool:

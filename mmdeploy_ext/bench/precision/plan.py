@@ -339,7 +339,8 @@ def planner_of(
     engine = engine_settings('onnxruntime') | dict(graph_optimization='basic', round_fp16=True)
 
     def metric_of(half: int, paths: Sequence[str]) -> KeptResults:
-        return metric_kept(kind.metrics(detector, paths, [metric.split('_')[0]], engine, half), metric)
+        rows = kind.subject().metrics(detector, paths, [metric.split('_')[0]], engine, half)
+        return metric_kept(rows, metric)
 
     if metric:
         judges = [functools.partial(metric_of, half) for half in (0, 1)]

@@ -17,12 +17,11 @@ from mmdeploy_ext.base.errors import DataError, UsageError
 from mmdeploy_ext.engines.base import attempt, record_runs
 from mmdeploy_ext.exporting.int8 import digest
 from mmdeploy_ext.exporting.precision_plan import KeptResults
-from mmdeploy_ext.exporting.substitution import without_limits
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.graphs.io import files as graph_files
 from mmdeploy_ext.graphs.passes.precision import with_fp16_metadata
 from mmdeploy_ext.proving.explain import matched
-from mmdeploy_ext.proving.frames import NearOrigin, limits, open_runner, read_files
+from mmdeploy_ext.proving.frames import NearOrigin, Sweeps, open_runner, open_sides, read_files
 from mmdeploy_ext.proving.pictures import (
     InputReference,
     Pictures,
@@ -34,8 +33,7 @@ from mmdeploy_ext.proving.pictures import (
 )
 from mmdeploy_ext.runtime.detect import make_feeds, prepare
 from mmdeploy_ext.runtime.detections import with_labels
-from mmdeploy_ext.runtime.tasks import match, match_bars, task_module
-from mmdeploy_ext.spec.matching import Ties
+from mmdeploy_ext.runtime.tasks import match_bars
 from mmdeploy_ext.spec.results import HALF
 
 if TYPE_CHECKING:
@@ -48,6 +46,8 @@ if TYPE_CHECKING:
     from mmdeploy_ext.families.contracts import Contract
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.proving.file_checks import ExportedFile
+    from mmdeploy_ext.proving.subject import Subject
+    from mmdeploy_ext.spec.options import Options
     from mmdeploy_ext.spec.results import DetectionRow, MetricRow
 
     Rows = Callable[[Sequence[str], contextlib.ExitStack], Iterator[Sequence[DetectionRow]]]
@@ -144,12 +144,24 @@ def _picture_rows(
     changed = dataclasses.replace(file, path=paths[0])
     backend = stack.enter_context(open_backend({'engine': 'onnxruntime', **engine}, changed))
     for reference, expected, run in references:
-        results = attempt(functools.partial(_picture_results, reference, backend))
-        if isinstance(results, Exception):
-            results = [result[:0] for result in expected]
         titles = [title for title, _ in reference.input.sources]
         subject = Pictures(reference.detector, backend)
-        yield matched(subject, titles, expected, results, run, **match_bars(subject.task, HALF))
+        results = functools.partial(_picture_results, reference, backend)
+        yield _rows(subject, titles, expected, results, run)
+
+
+def _rows(
+    subject: Subject,
+    titles: Sequence[str],
+    expected: Sequence[Any],
+    run_file: Callable[[], Sequence[Any]],
+    run: Callable[[], Sequence[Any]],
+) -> tuple[DetectionRow, ...]:
+    """Match a sample by half precision's bars; it has ties, which the loop leaves out below float32."""
+    subject.bars, results = HALF, attempt(run_file)
+    if isinstance(results, Exception):
+        results = [result[:0] for result in expected]
+    return matched(subject, titles, expected, results, run, **match_bars(subject.task, HALF))
 
 
 def _picture_results(reference: InputReference, backend: Backend) -> Sequence[Any]:
@@ -173,24 +185,23 @@ def rows_of_frames(
     found = []
     for part in divided(frames, [frame.scene_token for frame in frames] if has_memory else ()):
         reference = contract.reference(detector.model)
-        expected = [reference.step(frame).detections for frame in part]
+        expected = [[reference.step(frame).detections] for frame in part]
 
-        def without(frame: Any, reference: Any = reference) -> Any:
-            with without_limits(detector.model):
-                return reference.step(frame).detections
+        def again(frame: Any, reference: Any = reference) -> list[Any]:
+            return [reference.step(frame).detections]
 
         # another step would change a memory
-        runs = [functools.cache(functools.partial(without, frame)) for frame in part]
+        runs = [functools.cache(functools.partial(again, frame)) for frame in part]
         if has_memory:
-            runs = [functools.partial(copy.copy, result) for result in expected]
+            runs = [functools.partial(copy.copy, results) for results in expected]
         rows = [*zip(part, expected, runs, strict=True)]
-        found.append(functools.partial(_frame_rows, detector.family.task, contract, files, engine, rows))
+        found.append(functools.partial(_frame_rows, detector, options, files, engine, rows))
     return found
 
 
 def _frame_rows(
-    task: str,
-    contract: Contract,
+    detector: Detector,
+    options: Options,
     files: Sequence[ExportedFile],
     engine: Mapping[str, Any],
     references: Sequence[tuple[Any, Any, Callable[[], Any]]],
@@ -198,14 +209,11 @@ def _frame_rows(
     stack: contextlib.ExitStack,
 ) -> Iterator[Sequence[DetectionRow]]:
     changed = [dataclasses.replace(file, path=path) for file, path in zip(files, paths, strict=True)]
-    runner = open_runner(contract, changed, engine, stack)
-    settings, bars = limits(files[-1].metadata), match_bars(task, HALF)
-    pair_up = getattr(task_module(task), 'pair_up', None)  # voxels are no list
+    sides = open_sides(detector, changed, options, engine, stack)
+    subject = Sweeps(sides, sides.reference, ())
     for frame, expected, run in references:
-        step = attempt(functools.partial(runner.step, frame))
-        sides = expected, expected[:0] if isinstance(step, Exception) else step.detections
-        tied = pair_up and Ties(sides, run, functools.partial(pair_up, **bars), settings)
-        yield (match(task, 'results', *sides, HALF, tied=tied),)
+        results = functools.partial(lambda frame: [sides.runner.step(frame).detections], frame)
+        yield _rows(subject, ['results'], expected, results, run)
 
 
 def _unseen(

@@ -123,10 +123,9 @@ def _against_checkpoint(args: argparse.Namespace) -> Comparison:
     if args.images and 'images' in refused:
         raise UsageError(f'--images: {refused["images"]}')
     build(detector)
-    side = kind.side_of_difference(detector, args.images or kind.public_samples)
+    images = kind.images_of_difference(detector, args.images or kind.public_samples)
     load_weights(detector)
-    side.prepare(detector, metadata)
     default = diff_bars_of(metadata.options.get('precision'))
     settings = dict(fresh=not args.no_fresh, against_float64=bool(args.against))
     with after_weights():
-        return first_difference(detector, path, side, feeds, default.at(args.rtol), **settings)
+        return first_difference(detector, path, images, feeds, default.at(args.rtol), **settings)

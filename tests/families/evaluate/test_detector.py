@@ -117,10 +117,12 @@ def test_both_sides_of_compared_metrics_get_pictures_of_the_size_of_the_file(mon
         return [network.run(batch(), [0, 1, 2]) and len(sizes) for network in (reference, candidate)]
 
     sizes, file = [], Fixed()
-    monkeypatch.setattr('mmdeploy_ext.engines.build_backend', lambda **_: contextlib.nullcontext(file))
-    monkeypatch.setattr('mmdeploy_ext.proving.metrics.compare_metrics', run)
+    monkeypatch.setattr(
+        'mmdeploy_ext.proving.pictures.build_backend', lambda **_: contextlib.nullcontext(file)
+    )
+    monkeypatch.setattr('mmdeploy_ext.proving.pictures.compare_metrics', run)
     detector = SimpleNamespace(cfg=None, family=file, model=None)
-    assert Images().metrics(detector, ['file.onnx'], ['bbox'], {}) == [3, 6]
+    assert Images().subject().metrics(detector, ['file.onnx'], ['bbox'], {}) == [3, 6]
     assert set(sizes) == {(3, 4, 5)}
 
 
