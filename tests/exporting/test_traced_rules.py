@@ -1,6 +1,9 @@
 """What Python decides in a traced test path stays in the graph, or `valid` says where it does not hold."""
 
 import copy
+import importlib
+import sys
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -14,6 +17,7 @@ from torch.nn import functional as F
 from mmdeploy_ext.engines.tensorrt.limits import find_refusals
 from mmdeploy_ext.exporting.copy import AXES, replace_class
 from mmdeploy_ext.exporting.export import export_module
+from mmdeploy_ext.exporting.traced import instance_masks
 from mmdeploy_ext.exporting.traced.functions import batched_nms, bbox2roi, multiclass_nms
 from mmdeploy_ext.exporting.traced.mode import SHADOWS, Caps, Limit, Tracing, is_traced
 from mmdeploy_ext.exporting.traced.whole import first_difference, layout_of
@@ -340,6 +344,22 @@ class KnowsTheSizeOfTheImage(Maps):
         return super().simple_test(image, metas, rescale)
 
 
+class IdleHead(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x), x * 2
+
+
+class ReadsAMapInVain(Maps):
+    def __init__(self):
+        super().__init__()
+        self.head = IdleHead(6, 6, 1)
+
+    def found(self, maps, metas):
+        scores, idle = maps[0]
+        idle[0].detach()
+        return super().found([scores], metas)
+
+
 class OfOneImage(Maps):
     def found(self, maps, metas):
         (_,) = metas
@@ -352,6 +372,7 @@ class OfOneImage(Maps):
         (Maps, ['backbone', 'head']),
         (OfOneImage, ['backbone', 'head']),
         (WritesToTheList, ['backbone', 'head']),
+        (ReadsAMapInVain, ['backbone']),
         (ReadsAnInnerTensor, ['backbone']),
         (KnowsTheSizeOfTheImage, ['backbone']),
     ],
@@ -457,3 +478,9 @@ def test_a_dropped_row_of_a_constant_graph_has_a_score_below_zero(function):
         np.testing.assert_allclose(kept, expected, atol=1e-4)
         assert valid
     assert len(found) == 1 and not find_refusals(model, rtx=True)
+
+
+def test_a_trace_imports_beside_copies_of_mmdet_that_lack_later_names():
+    heads = 'mmdeploy_ext.upstream.models.instance_masks'
+    with mock.patch.dict(sys.modules, {heads: None}):
+        importlib.reload(instance_masks)

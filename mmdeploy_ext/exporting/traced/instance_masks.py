@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from mmdeploy_ext.exporting.postprocess.mask_resize import interpolation, resizing
 from mmdeploy_ext.exporting.traced.mode import is_traced
-from mmdeploy_ext.upstream.models.instance_masks import ROUNDED
 from mmdeploy_ext.upstream.operators.operator import hw
 
 
@@ -21,6 +20,8 @@ def rtmdet_masks(method: Any) -> Any:
     def masks(self: Any, logits: torch.Tensor, meta: Any) -> torch.Tensor:
         if not is_traced():
             return method(self, logits, meta)
+        from mmdeploy_ext.upstream.models.instance_masks import ROUNDED  # no copy of mmdet before 2.18 can
+
         logits, size = one_more(logits), hw(logits)
         stride = self.bbox_head.prior_generator.strides[0][0]
         weights, inside = [], []

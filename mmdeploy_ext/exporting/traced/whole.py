@@ -404,17 +404,31 @@ class NetworkCalls:
         counts, borders = dict(mode.names.counts), tuple(mode.borders)
         self.reached[path] = Reach(maps, tuple(self._inside), known, counts, borders)
 
-    def cut(self, graph: torch._C.Graph) -> Cut:
-        """Return the longest network whose maps and sizes are all that later code takes from it."""
+    def cut(self, graph: torch._C.Graph, image: torch.Tensor) -> Cut:
+        """Return the longest network whose maps and sizes are all that later code takes from it.
+
+        Later code runs once on an image: a graph does not have what it reads and does not use.
+        """
         refusal, kept = self.network.refusal, dict(self.network.calls)
         for path, reach in reversed(self.reached.items()):
             used, reason = crossing(graph, reach)
             if used and not reason:
                 names = tuple(name for name in self.network.names if name in used)
-                return Cut(kept, names, reach.counts, reach.borders, refusal)
+                cut = Cut(dict(kept), names, reach.counts, reach.borders, refusal)
+                if not (reason := self._reads_others(cut, image)):
+                    return cut
             del kept[path]
             refusal = refusal or reason
         return Cut({}, refusal=refusal or 'its first module returns no maps of each image')
+
+    def _reads_others(self, cut: Cut, image: torch.Tensor) -> str:
+        with torch.no_grad():
+            maps = Network(self.whole.model, cut)(image)
+        try:
+            Whole(self.whole.model, inputs=('input', *cut.names, *OF_BATCH), cut=cut).eval()(image, *maps)
+        except Exception as error:
+            return f'its code reads a map that no result depends on{users_line(error)}'
+        return ''
 
 
 def value_of(tensor: torch.Tensor) -> int:
@@ -619,7 +633,9 @@ def layout_of(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> Layout:
     if end:
         first, second = (Whole(model, end=end).eval() for _ in sizes)
         graph, other = trace(first, examples[0]), trace(second, examples[1])
-    cut = Cut({}, refusal=f'the graph ends in {end.path}') if end else first.calls.cut(graph)
+        cut = Cut({}, refusal=f'the graph ends in {end.path}')
+    else:
+        cut = first.calls.cut(graph, examples[0][0])
     borders = [name for name in first.mode.borders if name in second.mode.borders]
     candidates, read = (), ()
     if (last := first.mode.suppressed) and second.mode.suppressed and not end:
