@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -244,8 +245,7 @@ def scale_region_queries(model: nn.Module, pictures: torch.Tensor, features: Seq
 
     `pictures` (B, 3, H, W) give the size; `features` of each level (B, C, h, w).
     """
-    from dev.seeded.regions import STEP, TARGETS
-    from mmdeploy_ext.families.query.regions import RegionsFullForm, RegionsNetwork  # imports mmdet
+    from dev.seeded.regions import TARGETS
 
     generator, learned = torch.Generator().manual_seed(1), model.rpn_head
     low, high = map(math.log, REGION_SIDES)
@@ -271,15 +271,14 @@ def scale_region_queries(model: nn.Module, pictures: torch.Tensor, features: Seq
         targets[head.conv_logits] = [TARGETS['conv_logits']] * head.num_classes
 
     def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        channel_axis = 1 if output.dim() == 4 else 2
+        channel_axis = 1 if output.dim() == 4 else -1
         rescale(layer, output.movedim(channel_axis, 0).flatten(1), *targets_of(targets[layer]))
         return layer.forward(*inputs)
 
-    size = torch.tensor([pictures.shape[2:]] * len(pictures)).to(pictures)
+    size = (*pictures.shape[2:], 3)
+    metas = [dict(img_shape=size, ori_shape=size, scale_factor=np.ones(4, np.float32)) for _ in pictures]
     with contextlib.ExitStack() as stack:
         for layer in targets:
             stack.enter_context(layer.register_forward_hook(hook))
-        _, boxes, attended = RegionsNetwork(model).look(features, size)
-        if model.roi_head.with_mask:
-            form = RegionsFullForm(model)
-            form.mask_head(form.regions.features(features, boxes[:, ::STEP]), attended[:, ::STEP])
+        boxes, queries, sizes = learned.simple_test_rpn(features, metas)
+        model.roi_head.simple_test(features, boxes, queries, metas, sizes)

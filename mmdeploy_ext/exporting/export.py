@@ -283,6 +283,8 @@ def _run_each_image(
     of_image = {name: {axis: axes[axis] for axis in axes if axis} for name, axes in dynamic.items()}
     image = tuple(one[:1].contiguous() if one.dim() > 1 else one for one in args)
     model, outputs = _run_with_outputs(stage, image, of_image, *how)
+    for graph_pass in stage.passes:  # they do not see a loop's body
+        model, _ = graph_pass(model)
     axes = {name: one.dim() for name, one in zip(stage.inputs, args, strict=True)}
     shared, settings = ([name for name in axes if axes[name] == count] for count in (1, 2))
     return over_images(model, shared, settings), outputs

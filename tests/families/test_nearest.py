@@ -8,9 +8,9 @@ from mmdeploy_ext.families.base import BACKBONE, DETECTOR, find_family
 
 
 def test_a_detector_of_no_family_hears_what_is_near():
-    cfg = load_config(mmdet_config('detr/detr_r50_8x2_150e_coco.py'))
-    cfg.model.type = 'AnchorDETR'
-    with pytest.raises(ConfigError, match=r"model\.type='AnchorDETR' with .*nearest is query: "):
+    cfg = load_config(mmdet_config('mask2former/mask2former_r50_lsj_8x2_50e_coco.py'))
+    cfg.model.type = 'OneFormer'
+    with pytest.raises(ConfigError, match=r"model\.type='OneFormer' with .*nearest is query: "):
         find_family(cfg)
 
 

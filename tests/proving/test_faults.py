@@ -24,6 +24,7 @@ import toy_solo
 from marking import in_suite
 from mmdeploy_ext.base.errors import Mm2OnnxError
 from mmdeploy_ext.families import detector as detectors
+from mmdeploy_ext.graphs.io.index import all_nodes
 from mmdeploy_ext.proving.pictures import (
     InputReference,
     open_backend,
@@ -331,7 +332,7 @@ def attribute(operator, name, value):
     """Change an attribute of all nodes of an operator."""
 
     def plant(model):
-        nodes = [one for one in model.graph.node if one.op_type == operator]
+        nodes = [one for one in all_nodes(model) if one.op_type == operator]
         assert nodes
         for one in nodes:
             set_attribute(one, name, value)
@@ -471,6 +472,10 @@ def of_one_original_size(self, classes, soft, img_shape, ori_shape):
     return self, classes, soft, img_shape, torch.tensor(PICTURES[0][1].shape[:2]) + 0 * ori_shape
 
 
+def a_row_more(shape):
+    return shape[0] + 1, *shape[1:]
+
+
 MASKS = 'mmdeploy_ext.exporting.postprocess.mask:MaskPostprocess.forward'
 EXPORTERS = {
     'scores weighed before the threshold': ('atss', POSTPROCESS, arguments(weighed_before_the_threshold)),
@@ -484,10 +489,10 @@ EXPORTERS = {
     'a mask where nothing is found': ('solov2', MASKS, result(where_nothing_is_found)),
     'classes of lower scores left out': ('seeded solov2', MASKS, arguments(best_class_of_a_cell)),
     'one original size': ('solov2', MASKS, arguments(of_one_original_size)),
-    'offsets scaled': (
+    'an image of a row more': (
         'deformable_detr',
-        'mmdeploy_ext.upstream.operators.attention:sampling_locations',
-        arguments(lambda points, offsets, shapes: (points, 1.05 * offsets, shapes)),
+        'mmdeploy_ext.exporting.traced.whole:metas_of',
+        result(lambda metas, *_: [meta | dict(img_shape=a_row_more(meta['img_shape'])) for meta in metas]),
     ),
 }
 """What is wrong -> toy, the function of the exporter that is wrong, and how."""

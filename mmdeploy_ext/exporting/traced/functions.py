@@ -375,6 +375,17 @@ def roi_forward(method: Any) -> Any:
     return forward
 
 
+def refine_bboxes(method: Any) -> Any:
+    """`BBoxHead.refine_bboxes` of one image without ground truth: it keeps all regions, a constant number."""
+
+    def refine(self: Any, rois: Any, labels: Any, bbox_preds: Any, pos_is_gts: Any, img_metas: Any) -> Any:
+        if not is_traced():
+            return method(self, rois, labels, bbox_preds, pos_is_gts, img_metas)
+        return [self.regress_by_class(rois[:, 1:], labels, bbox_preds, img_metas[0])]
+
+    return refine
+
+
 def score_voting(method: Any) -> Any:
     """PAA: mmdet loops over classes and detections."""
 
@@ -440,6 +451,7 @@ FUNCTIONS = {
 """End of a module's name, function -> what replaces the function."""
 METHODS = {
     **RESULT_METHODS,
+    ('BBoxHead', 'refine_bboxes'): refine_bboxes,
     ('CondInst', 'masks'): condinst_masks,
     ('DeformConv2d', 'forward'): deform_forward,
     ('PAAHead', 'score_voting'): score_voting,

@@ -56,8 +56,10 @@ SIGNS = {
 """Functions that give dropped scores another sign."""
 STEEP = 'exp', 'sigmoid', 'softmax', 'sqrt'
 """Functions from a head's outputs to sizes and scores. Their inputs are borders, as rounding grows there."""
+EACH = 'each_'
+"""Prefix of the name of an inner tensor with an axis of images."""
 BORDERS = re.compile(
-    r'(topk|sort|argsort|threshold|equal|nms_boxes|nms_scores|rois|exp|sigmoid|softmax|sqrt)_\w+_\d+'
+    rf'({EACH})?(topk|sort|argsort|threshold|equal|nms_boxes|nms_scores|rois|exp|sigmoid|softmax|sqrt)_\w+_\d+'
 )
 """Names of tensors where rounding decides."""
 DROPPED = torch.tensor(-1.0)

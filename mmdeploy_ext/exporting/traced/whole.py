@@ -27,7 +27,7 @@ from mmdeploy_ext.base.user_modules import users_line
 from mmdeploy_ext.exporting.export import patched_libraries, whole_path
 from mmdeploy_ext.exporting.substitution import substituted
 from mmdeploy_ext.exporting.traced.functions import named_results, ranked, replaced
-from mmdeploy_ext.exporting.traced.mode import PASSED, Caps, Escape, Tracing, is_traced, shape_of
+from mmdeploy_ext.exporting.traced.mode import EACH, PASSED, Caps, Escape, Tracing, is_traced, shape_of
 from mmdeploy_ext.spec.tensors import VALID
 from mmdeploy_ext.upstream.operators.operator import FRAME, hw
 
@@ -214,6 +214,9 @@ class Whole(nn.Module):
             metas = metas_of(given)
             with Tracing(tensors, self.cut.counts if self.cut else {}, self.caps) as self.mode:
                 result = self._run(given, metas)
+            self.steady = tuple(
+                name for name, one in self.mode.borders.items() if not self.mode.selected(one)
+            )
             rows, conditions = self._rows(result)
             valid = self.mode.valid(conditions)
             if NETWORK_VALID in given:
@@ -221,7 +224,7 @@ class Whole(nn.Module):
             rows |= {VALID: valid} | self.mode.entered
         self.found = {name: tensor[None] for name, tensor in rows.items()}
         results = tuple(self.found[name].clone() for name in self.names or self.found)
-        return (*results, *(self.mode.borders[name] for name in self.borders))
+        return (*results, *(border_of(name, self.mode.borders) for name in self.borders))
 
     def _run(self, given: Mapping[str, torch.Tensor], metas: Any) -> dict[str, torch.Tensor]:
         if self.end is None:
@@ -261,7 +264,13 @@ class Whole(nn.Module):
         missing = torch.zeros(0)  # without a result some heads return no masks
         self.found = {name: tensor[None] for name, tensor in rows.items()}
         results = (self.found.get(name, missing[None]) for name in self.names or rows)
-        return (*results, *(mode.found.get(name, missing) for name in self.borders))
+        return (*results, *(border_of(name, mode.found, missing) for name in self.borders))
+
+
+def border_of(name: str, borders: Mapping[str, torch.Tensor], missing: torch.Tensor | None = None) -> Any:
+    """Return an inner tensor, with an axis of one image if its name has the prefix `EACH`."""
+    found = borders.get(name.removeprefix(EACH), missing)
+    return found[None] if name.startswith(EACH) else found
 
 
 def metas_of(given: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
@@ -564,6 +573,7 @@ class Layout:
         candidates: inner tensors in front of the last NMS, then its boxes and scores; () without an NMS.
         read: inputs that these depend on.
         end: where the test path leaves the tensors, or None.
+        steady: those of `borders` that have one size for all images of a batch.
     """
 
     outputs: dict[str, tuple[str, int]]
@@ -575,6 +585,7 @@ class Layout:
     candidates: tuple[str, ...] = ()
     read: tuple[str, ...] = ()
     end: End | None = None
+    steady: tuple[str, ...] = ()
 
     @property
     def suppresses(self) -> bool:
@@ -641,16 +652,18 @@ def layout_of(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> Layout:
     if (last := first.mode.suppressed) and second.mode.suppressed and not end:
         candidates = (*(name for name in last.borders if name in borders), *last.names)
         read = _used(graph, INPUTS, first.last_values)
+    borders = [name for name in borders if name not in cut.borders]
     return Layout(
         _types(first.found),
         _used(graph, INPUTS),
         tuple(_held(first.mode.escapes, second.mode.escapes)),
-        tuple(name for name in borders if name not in cut.borders),
+        tuple(borders),
         first_difference(graph, other),
         cut,
         candidates,
         read,
         end,
+        tuple(name for name in borders if name in first.steady),
     )
 
 

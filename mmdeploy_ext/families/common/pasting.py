@@ -39,13 +39,16 @@ def check(threshold: float, options: Options) -> None:
 
 
 def mask_output(model: nn.Module, options: Options, batch: int | str, rows: int | str) -> TensorSpec:
-    side = side_of(model.roi_head)
-    axes, dtype = (batch, rows, side, side), 'float32'
-    meaning = 'probabilities for the predicted class, relative to the box; zero where dets is padding'
     if options.get('paste_masks'):
-        axes, dtype = (batch, rows, 'h', 'w'), 'bool'
-        meaning = 'masks of the instances in the original image; h, w are the largest of the batch'
-    return TensorSpec('masks', dtype, axes, meaning, compare='detections')
+        return pasted_output(batch, rows)
+    side = side_of(model.roi_head)
+    meaning = 'probabilities for the predicted class, relative to the box; zero where dets is padding'
+    return TensorSpec('masks', 'float32', (batch, rows, side, side), meaning, compare='detections')
+
+
+def pasted_output(batch: int | str, rows: int | str) -> TensorSpec:
+    meaning = 'masks of the instances in the original image; h, w are the largest of the batch'
+    return TensorSpec('masks', 'bool', (batch, rows, 'h', 'w'), meaning, compare='detections')
 
 
 def size_inputs(options: Options, batch: int | str) -> tuple[TensorSpec, ...]:

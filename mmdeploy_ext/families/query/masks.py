@@ -21,18 +21,15 @@ from mmdeploy_ext.exporting.postprocess.soft_masks import pick_rows
 from mmdeploy_ext.exporting.postprocess.suppression import number
 from mmdeploy_ext.families.common.image_graphs import clip_size
 from mmdeploy_ext.families.common.padding import PaddedMap, PaddedSinePositions, SinePositions, tokens_of
-from mmdeploy_ext.families.common.query_networks import (
-    among_themselves,
-    attend_to,
+from mmdeploy_ext.families.query.facts import QueryFacts
+from mmdeploy_ext.families.query.layers import (
     decode_queries,
     encode_points,
     encode_tokens,
     reference_points,
-    run_layer,
     tokens_inside,
 )
-from mmdeploy_ext.families.query.facts import QueryFacts
-from mmdeploy_ext.families.query.postprocess import best_pairs
+from mmdeploy_ext.upstream.models.conditional_detr import among_themselves, attend_to, run_layer
 from mmdeploy_ext.upstream.operators.attention import attend_tokens
 from mmdeploy_ext.upstream.operators.operator import hw
 
@@ -225,6 +222,13 @@ class MasksFullForm(nn.Module):
         labels = torch.where(scores > 0, labels.gather(1, order), torch.full_like(order, -1))
         results = pick_rows(inside, order), scores, labels
         return tuple(tap(name, tensor) for name, tensor in zip(MASKS_FULL, results, strict=True))
+
+
+def best_pairs(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return scores, classes and queries (B, n) of the `count` best of scores (B, Q, C), best first."""
+    num_classes = scores.shape[2]
+    scores, index = scores.flatten(1).topk(count, 1)
+    return scores, index % num_classes, torch.div(index, num_classes, rounding_mode='floor')
 
 
 def max_per_image(fusion: nn.Module) -> int:

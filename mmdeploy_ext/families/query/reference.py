@@ -1,73 +1,17 @@
-"""Detectors of queries as mmdet runs them, unpatched."""
+"""MaskFormer and Mask2Former as mmdet runs them, unpatched."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from mmdeploy_ext.families.common import mmdet_reference
 from mmdeploy_ext.families.common.mmdet_reference import given_to, instances_of_classes, metas_of, tested
-from mmdeploy_ext.families.common.query_networks import NAMES, NETWORKS, TOKEN_SCORES, query_head
-from mmdeploy_ext.families.query import graphs, masks, supported_parts
+from mmdeploy_ext.families.query import masks, supported_parts
 from mmdeploy_ext.families.reference import ImageReference
-from mmdeploy_ext.runtime.detections import Detections, Instances
+from mmdeploy_ext.runtime.detections import Instances
 from mmdeploy_ext.runtime.panoptic import Segments
 from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
-
-
-class QueryReference(ImageReference):
-    def borders(self) -> dict[str, Any]:
-        if graphs.num_proposals(self.model):
-            scores = NETWORKS[supported_parts.kind_of(query_head(self.model))].token_scores
-            return {_token_branch(self.model): lambda calls: {TOKEN_SCORES: scores(calls[0])}}
-
-        def last(calls: list[Any]) -> dict[str, Any]:
-            sides = [side[-1] for side in calls[0][:2]]
-            return {
-                name: side if isinstance(side, torch.Tensor) and side.dim() == 3 else side[-1]
-                for name, side in zip(NAMES, sides, strict=True)
-            }
-
-        return {f'{_head_name(self.model)}.forward': last}
-
-    def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        given = [rows[None] for rows in given_to(self.model, tensors, NAMES).values()]
-        if not given:
-            return {}
-        head = query_head(self.model)
-        taken = [*inspect.signature(head.get_bboxes).parameters].index('img_metas')
-        if taken == len(NAMES):  # DETR, a list of levels
-            outputs = tuple([rows] for rows in given)
-        else:
-            outputs = (*given, *[None] * (taken - len(NAMES)))
-        return {'extract_feat': None, f'{_head_name(self.model)}.forward': outputs}
-
-    def unjudged(self) -> str:
-        if not graphs.num_proposals(self.model):
-            return ''
-        return (
-            f'the tensors {" and ".join(NAMES)} were compared only through their results, because '
-            'rounding decides which queries are the best'
-        )
-
-    def ranking(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        head = query_head(self.model)
-        if TOKEN_SCORES not in tensors or not head.with_box_refine:  # without, all layers share the branch
-            return {}
-        scores = given_to(self.model, tensors, [TOKEN_SCORES])[TOKEN_SCORES]
-        return {_token_branch(self.model): scores[..., None].expand(-1, -1, head.cls_out_channels)}
-
-
-def _head_name(model: nn.Module) -> str:
-    return 'query_head' if hasattr(model, 'query_head') else 'bbox_head'
-
-
-def _token_branch(model: nn.Module) -> str:
-    last = query_head(model).transformer.decoder.num_layers
-    return f'{_head_name(model)}.cls_branches.{last}.forward'
 
 
 class QueryMasksReference(ImageReference):
@@ -129,9 +73,3 @@ class QueryPanopticReference(QueryMasksReference):
         results = tested(self.model, images, metas_of(images), rescale=True)
         classes = int(self.model.panoptic_fusion_head.num_classes)
         return [Segments.of_map(result['pan_results'], classes) for result in results]
-
-
-class QueryRegionsReference(ImageReference):
-    def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections | Instances]:
-        results = (mmdet_reference.detections(self.model, [image], rescale) for image in images)
-        return [of_image for (of_image,) in results]

@@ -1,5 +1,6 @@
 """Any detector of single images: its own test path, traced whole."""
 
+from mmdeploy_ext.families.common.options import GRID_SAMPLE, PASTE_MASKS
 from mmdeploy_ext.spec.options import MAX_CANDIDATES, MAX_PROPOSALS, NMS_PLUGIN, Option
 from mmdeploy_ext.spec.registry import register_family, register_files
 
@@ -18,6 +19,8 @@ register_family(
         MAX_CANDIDATES,
         MAX_PROPOSALS,
         NMS_PLUGIN,
+        GRID_SAMPLE,
+        PASTE_MASKS,
     ),
     facts='mmdeploy_ext.families.traced.runtime:TracedFacts',
     runtime='mmdeploy_ext.families.traced.runtime',

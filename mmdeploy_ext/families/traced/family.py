@@ -19,7 +19,7 @@ from mmdeploy_ext.exporting.copy import copied
 from mmdeploy_ext.exporting.postprocess.suppression import capped
 from mmdeploy_ext.exporting.substitution import configs_in
 from mmdeploy_ext.exporting.traced.functions import limits_of
-from mmdeploy_ext.exporting.traced.mode import Caps, Escape
+from mmdeploy_ext.exporting.traced.mode import EACH, Caps, Escape
 from mmdeploy_ext.exporting.traced.whole import (
     CANDIDATES,
     INPUTS,
@@ -35,14 +35,16 @@ from mmdeploy_ext.exporting.traced.whole import (
     outline_of,
 )
 from mmdeploy_ext.families.base import Claim
-from mmdeploy_ext.families.common import detector_parts, image_graphs
+from mmdeploy_ext.families.common import detector_parts, image_graphs, pasting
 from mmdeploy_ext.families.common.mmdet_reference import metas_of, tested
+from mmdeploy_ext.families.common.options import PASTE_MASKS
 from mmdeploy_ext.families.first_run import INTERNAL, own_forward, picture_channels
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.no_family import has_sensors
 from mmdeploy_ext.families.synthetic.weights import draw
 from mmdeploy_ext.families.traced.reference import TracedReference
 from mmdeploy_ext.families.traced.runtime import TracedFacts
+from mmdeploy_ext.graphs.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 from mmdeploy_ext.spec.options import COUNTERS, LARGEST_K, LIMITS, MAX_CANDIDATES, Options
 from mmdeploy_ext.spec.tensors import VALID, Graph, GraphSpec, Stage, TensorSpec
@@ -67,8 +69,9 @@ class TracedFamily(ImageFamily):
     task = 'bbox2d'
     forms = ('full', 'decode', 'raw', 'post')
     reference = TracedReference
-    untraced = ()
+    untraced = ('.forward', 'forward_test')
     reads_ori_shape = True
+    has_box_masks = False
 
     def claims(self, cfg: Any) -> Claim:
         detector = DETECTORS.get(str(cfg.model.get('type')))
@@ -92,6 +95,7 @@ class TracedFamily(ImageFamily):
                 if has_soft_nms(detector_parts.test_cfg_of(cfg)):
                     raise UsageError(f'{typed}: soft_nms is a Loop; omit the limits of candidates')
         detector_parts.check(cfg.model, options)
+        pasting.check(mask_threshold(detector_parts.test_cfg_of(cfg, may_be_list=True)), options)
 
     def load_weights(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         super().load_weights(model, checkpoint)
@@ -131,6 +135,7 @@ class TracedFamily(ImageFamily):
             choices = [sizes] if size is None else [sizes, [size, size]]
             found[traced] = first_layout(model, choices, layout_of if traced else outline_of)
         self.task = task_of(model, found[traced], traced)
+        self.has_box_masks = has_box_masks(found[traced])
         self.reads_ori_shape = self.task != 'bbox2d' or 'ori_shape' in found[traced].used
         return found[traced]
 
@@ -182,6 +187,18 @@ class TracedFamily(ImageFamily):
         return _MULTIPLES[model]
 
     def spec(self, model: nn.Module, options: Options) -> GraphSpec:
+        spec = self._traced_spec(model, options)
+        if not options.paste_masks:
+            return spec
+        if not has_box_masks(self.layout(model)):
+            options.refuse([PASTE_MASKS], 'the results have no masks in the frame of boxes')
+        outputs = {tensor.name: tensor for tensor in spec.outputs}
+        outputs['masks'] = pasting.pasted_output(*outputs['masks'].axes[:2])
+        inputs = (tensor for tensor in spec.inputs if tensor.name != 'ori_shape')
+        sizes = pasting.size_inputs(options, spec.inputs[0].axes[0])
+        return GraphSpec(spec.name, (*inputs, *sizes), tuple(outputs.values()))
+
+    def _traced_spec(self, model: nn.Module, options: Options) -> GraphSpec:
         layout = self.layout(model, (options.height, options.width))
         batch = 'B' if options.dynamic else options.batch
         check_form(layout, options)
@@ -263,7 +280,14 @@ class TracedFamily(ImageFamily):
         return [dataclasses.replace(graph, example=example_of_spec)]
 
     def stages(self, model: nn.Module, options: Options) -> list[Stage]:
-        spec, layout, rows = self.spec(model, options), self.layout(model), self.rows(model, options)
+        stages = self._traced_stages(model, options)
+        if options.grid_sample == 'gather':
+            stages = [dataclasses.replace(stage, passes=(replace_grid_sample,)) for stage in stages]
+        threshold = mask_threshold(getattr(model, 'test_cfg', None) or {})
+        return pasting.with_pasting(stages, options, threshold)
+
+    def _traced_stages(self, model: nn.Module, options: Options) -> list[Stage]:
+        spec, layout, rows = self._traced_spec(model, options), self.layout(model), self.rows(model, options)
         inputs, cut = tuple(tensor.name for tensor in spec.inputs), layout.cut
         names, maps = tuple(tensor.name for tensor in spec.outputs), (*cut.names, *OF_BATCH)
         network = Stage('network', Network(model, cut), ('input',), maps)
@@ -277,24 +301,24 @@ class TracedFamily(ImageFamily):
             whole = Whole(model, names, inputs, layout.borders, end=layout.end)
             return [Stage('whole', whole, inputs, (*names, *layout.borders))]
         caps = self.caps(model, options)
-        borders = () if rows else layout.borders  # others are padded, or inside of a loop over images
+        borders = layout.borders if not rows else ()  # those of constant shapes are padded
+        each_image = rows > 0 and caps is None
+        if each_image and cut.calls:
+            borders = tuple(f'{EACH}{name}' for name in layout.steady)
         outputs = (*names, *borders)
         if not cut.calls:
             return [Stage('whole', Whole(model, names, inputs, borders, None, rows, caps), inputs, outputs)]
         inputs = inputs if options.form == 'post' else (*inputs[1:], *maps)
         results = Whole(model, names, inputs, borders, cut, rows, caps)
-        each_image = rows > 0 and caps is None
         behind = Stage('postprocess', results, inputs, outputs, each_image=each_image)
         return [behind] if options.form == 'post' else [network, behind]
 
     def facts(self, model: nn.Module) -> TracedFacts:
         layout, test_cfg = self.layout(model, traced=True), numbers(getattr(model, 'test_cfg', None) or {})
-        settings = test_cfg.get('rcnn', test_cfg)
-        masks = layout.outputs.get('masks')
         return TracedFacts(
             num_classes=self.num_classes(model) or None,
             max_per_img=self.max_per_img(model),
-            mask_thr=settings.get('mask_thr_binary', 0.5) if masks and masks[0] == 'float32' else None,
+            mask_thr=mask_threshold(test_cfg) if has_box_masks(layout) else None,
             test_cfg=test_cfg,
             escapes=tuple(map(line_of, layout.escapes)),
             difference=layout.difference,
@@ -310,6 +334,9 @@ class TracedFamily(ImageFamily):
         return super().num_classes(model) if has_head(model) else 0
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
+        if self.has_box_masks:
+            sizes = np.asarray([image.ori_shape for image in images], np.int64)
+            return image_graphs.feeds(images, rescale) | dict(ori_shape=sizes)
         feeds = image_graphs.feeds(images, rescale)
         return image_graphs.mask_feeds(images, rescale) | feeds if self.reads_ori_shape else feeds
 
@@ -367,6 +394,17 @@ def head_of_priors(cfg: Any) -> nn.Module | None:
         key, settings = 'rpn_head', settings.get('rpn')
     head = detector_parts.tested_head(cfg, key, settings) if cfg.model.get(key) else None
     return head if getattr(head, 'prior_generator', None) is not None else None
+
+
+def has_box_masks(layout: Layout) -> bool:
+    """Whether the results are boxes with masks in their frames."""
+    dtype, _ = layout.outputs.get('masks', ('', 0))
+    return dtype == 'float32' and 'dets' in layout.outputs
+
+
+def mask_threshold(test_cfg: Any) -> float:
+    settings = test_cfg if isinstance(test_cfg, Mapping) else {}
+    return float(settings.get('rcnn', settings).get('mask_thr_binary', 0.5))
 
 
 def has_soft_nms(settings: Any) -> bool:
@@ -438,7 +476,8 @@ def task_of(model: nn.Module, layout: Layout, traced: bool) -> str:
 def numbers(settings: Any) -> dict[str, Any]:
     """Return the numbers of nested settings."""
     found = {}
-    for key, value in settings.items():
+    entries = settings if isinstance(settings, Mapping) else dict(enumerate(settings))
+    for key, value in entries.items():
         if isinstance(value, Mapping):
             found[str(key)] = numbers(value)
         elif isinstance(value, bool | int | float):

@@ -1,6 +1,7 @@
 """The user's detector, as mmdet runs it: `forward` of whole images."""
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from mmdeploy_ext.exporting.substitution import substituted
 from mmdeploy_ext.exporting.traced.functions import named_results, ranked
-from mmdeploy_ext.exporting.traced.mode import BORDERS
+from mmdeploy_ext.exporting.traced.mode import BORDERS, EACH
 from mmdeploy_ext.exporting.traced.whole import (
     CANDIDATES,
     Cut,
@@ -42,17 +43,28 @@ class TracedReference(ImageReference):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.last: tuple[Sequence[PreparedImage], bool] = (), True
+        self.image = 0
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Detections] | list[Instances]:
         self.last = images, rescale
-        metas = metas_of(images)
-        for meta in metas:  # the graph divides by a scale of 1 without `scale_factor`
-            meta['scale_factor'] = np.asarray(meta['scale_factor'] if rescale else np.ones(4), np.float32)
-        found = tested(self.model, images, metas, rescale=True)
+        found = []
+        for index in range(len(images)):  # one by one, as the file does
+            self.image = index
+            found.append(self.result())
         if self.end:  # not compared: the rest is the user's code
             empty = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
             return [Detections(*empty) for _ in images]
         return [results_of(result, image) for result, image in zip(found, images, strict=True)]
+
+    def result(self) -> Any:
+        """Return what the test path gives for the image `self.image` of `self.last`."""
+        images, rescale = self.last
+        image = images[self.image]
+        (meta,) = metas_of([image])
+        # the graph divides by a scale of 1 without `scale_factor`
+        meta['scale_factor'] = np.asarray(meta['scale_factor'] if rescale else np.ones(4), np.float32)
+        (result,) = tested(self.model, [image], [meta], rescale=True)
+        return result
 
     def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
         return self.inner_inputs(feeds, 'post') if form == 'raw' else {}
@@ -100,7 +112,7 @@ class TracedReference(ImageReference):
             given = {name: given[one][0] for name, one in zip(names, CANDIDATES, strict=False)}
         elif metadata.form != 'raw':
             return None
-        with ranked(self.model, given), substituted(self.model, self.network(given)):
+        with substituted(self.model, self._started(given)):
             return self.results(images, rescale)
 
     def inner_tensors(
@@ -166,12 +178,19 @@ class TracedReference(ImageReference):
     def _ranked(
         self, tensors: Mapping[str, np.ndarray], overlap: float
     ) -> tuple[dict[str, np.ndarray], bool]:
-        is_whole, given = False, as_tensors(self.model, tensors)
-        network = substituted(self.model, self.network(given))
-        with ranked(self.model, given, overlap) as mode, contextlib.suppress(Exception), network:
-            self.results(*self.last)  # mmcv's NMS refuses float64
-            is_whole = True
-        found = {name: tensor.cpu().numpy() for name, tensor in mode.found.items()}
+        is_whole, given, each = True, as_tensors(self.model, tensors), []
+        for index in range(len(self.last[0])):
+            self.image = index
+            of_image, is_done = self._of_image(given), False
+            network = substituted(self.model, self.network(of_image))
+            with ranked(self.model, of_image, overlap) as mode, contextlib.suppress(Exception), network:
+                self.result()  # mmcv's NMS refuses float64
+                is_done = True
+            is_whole = is_whole and is_done
+            each.append({name: tensor.cpu().numpy() for name, tensor in mode.found.items()})
+        found = each[-1]
+        if any(name.startswith(EACH) for name in tensors):
+            found = stacked(each)
         if CANDIDATES[0] in tensors and (last := mode.suppressed.get(self.layout.candidates[-2])):
             found |= {name: one.cpu().numpy()[None] for name, one in zip(CANDIDATES, last, strict=True)}
         return found, is_whole
@@ -184,14 +203,24 @@ class TracedReference(ImageReference):
         return [(candidates(self._ranked(tensors, 0.0)[0]), candidates(tensors))]
 
     def substitutes(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        given, own = as_tensors(self.model, tensors), self.model.simple_test
-        network = self.network(given)
+        return self._started(as_tensors(self.model, tensors))
+
+    def _started(self, given: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        own = self.model.simple_test
 
         def simple_test(*args: Any, **kwargs: Any) -> Any:
-            with ranked(self.model, given), substituted(self.model, network):
+            of_image = self._of_image(given)
+            with ranked(self.model, of_image), substituted(self.model, self.network(of_image)):
                 return own(*args, **kwargs)
 
         return {'simple_test': simple_test}
+
+    def _of_image(self, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the maps and inner tensors of the image that is tested."""
+        rows = slice(self.image, self.image + 1)
+        of_image = {name: one[rows] if name in self.cut.names else one for name, one in given.items()}
+        each = [name for name in given if name.startswith(EACH)]
+        return of_image | {name.removeprefix(EACH): given[name][self.image] for name in each}
 
     @property
     def layout(self) -> Layout | None:
@@ -208,9 +237,13 @@ class TracedReference(ImageReference):
         return self.cut.results(given)
 
     def borders(self) -> dict[str, Any]:
+        def maps(path: str, calls: Sequence[Any]) -> dict[str, torch.Tensor]:
+            each = [self.cut.maps(path, result) for result in calls[:: len(calls) // (self.image + 1)]]
+            return {name: torch.cat([of_image[name] for of_image in each]) for name in each[0]}
+
         paths = self.cut.calls
         return {
-            f'{path}.forward': lambda calls, path=path: self.cut.maps(path, calls[0])
+            f'{path}.forward': functools.partial(maps, path)
             for path in paths
             if set(leaves(paths[path])) & set(self.cut.names)
         }
@@ -222,6 +255,16 @@ def candidates(tensors: Mapping[str, np.ndarray]) -> Detections:
     boxes, scores, labels = found or (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, int))
     order = np.argsort(-scores, kind='stable')
     return Detections(boxes[order], scores[order], labels[order])
+
+
+def stacked(each: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return inner tensors of all images by name, those that have one size."""
+    found = {}
+    for name in each[0]:
+        arrays = [of_image.get(name, NOT_REACHED) for of_image in each]
+        is_steady = len({array.shape for array in arrays}) == 1
+        found[f'{EACH}{name}'] = np.stack(arrays) if is_steady else NOT_REACHED
+    return found
 
 
 def title_of(border: str) -> str:

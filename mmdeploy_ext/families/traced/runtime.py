@@ -113,7 +113,8 @@ def detections(metadata: Metadata, outputs: Arrays, feeds: Arrays) -> list[Detec
         warnings.warn(FrozenWarning(invalid(metadata)), stacklevel=2)
     if 'masks' not in outputs or 'dets' not in outputs:
         return padded_results.detections(metadata, outputs, feeds)
-    kind = padded_instances if outputs['masks'].dtype == bool else pasted_masks
+    has_one_size = outputs['masks'].dtype == bool and not metadata.options.get('paste_masks')
+    kind = padded_instances if has_one_size else pasted_masks
     return kind.detections(metadata, outputs, feeds)
 
 

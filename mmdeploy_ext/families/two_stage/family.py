@@ -9,6 +9,7 @@ from torch import nn
 
 from mmdeploy_ext.base.config import refused_by_name
 from mmdeploy_ext.base.errors import ConfigError, UsageError
+from mmdeploy_ext.base.source_code import nearest_base
 from mmdeploy_ext.families.base import Claim
 from mmdeploy_ext.families.common import detector_parts, image_graphs
 from mmdeploy_ext.families.common.options import PASTE_MASKS
@@ -27,6 +28,9 @@ from mmdeploy_ext.spec.tensors import Graph, GraphSpec, Stage
 
 
 def claims(cfg: Any) -> Claim:
+    detector = detector_parts.detector_of(cfg)
+    if detector and nearest_base(detector, ['SparseRCNN']):  # traced
+        return Claim.NO
     is_claimed = detector_parts.detects(cfg, DETECTOR_CLASSES) or is_image_branch(cfg)
     return Claim.HEAD if is_claimed else Claim.NO
 

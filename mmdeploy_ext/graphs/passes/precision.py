@@ -25,6 +25,7 @@ from mmdeploy_ext.spec.metadata import PREFIX, Metadata, read_entry
 from mmdeploy_ext.spec.registry import registration_of
 from mmdeploy_ext.spec.tensors import GraphSpec
 
+TRANSFORMER = 'postprocess/transformer/'
 FACTS = 'fp16.'
 """Prefix of the entries of `metadata_props` about the precision."""
 STAGES = ('decode/*', 'postprocess/*', 'proposals/*', 'regions/*', 'paste/*', 'fusion/*')
@@ -94,7 +95,7 @@ def _with_single(spec: GraphSpec, model: onnx.ModelProto) -> GraphSpec:
 def fp32_patterns(model: onnx.ModelProto) -> list[str]:
     """Return patterns of the nodes that stay float32 by default.
 
-    - The stages after the network, `STAGES`.
+    - The stages after the network, `STAGES`, without a transformer in them (of traced test paths).
     - An Equal of floats, and its operands back to the last product, see `compared_outputs`.
     - Nodes that read a constant beyond float16, except products, up to the next product: YOLOF bounds
       exponentials by 1e8.
@@ -105,8 +106,10 @@ def fp32_patterns(model: onnx.ModelProto) -> list[str]:
     staged = {
         position
         for position, name in enumerate(names)
-        if any(name.startswith(stage[:-1]) for stage in stages)
+        if any(name.startswith(stage[:-1]) for stage in stages) and not name.startswith(TRANSFORMER)
     }
+    if any(name.startswith(TRANSFORMER) for name in names):
+        stages = [glob.escape(names[position]) for position in sorted(staged)]
     beyond = _beyond_half(model, index, staged)
     single = [*compared_outputs(model), *(index.writes(position)[0] for position in sorted(beyond))]
     return stages + list(map(glob.escape, dict.fromkeys(single)))

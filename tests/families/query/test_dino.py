@@ -1,4 +1,4 @@
-"""DINO and DDQ DETR are mmdet 3's by names, shapes and numbers; they are exported as detectors of queries."""
+"""DINO and DDQ DETR are mmdet 3's by names, shapes and numbers; so are their traces."""
 
 import copy
 import json
@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models import builder
-from torch import nn
 
 import dino_golden as golden
 import mmdeploy_ext.families.mmdet_plugin  # noqa: F401
 from drawn_weights import drawn
-from marking import in_suite
-from mmdeploy_ext.exporting.export import export_module
-from mmdeploy_ext.families.common.query_networks import NETWORKS, DinoNetwork
-from mmdeploy_ext.graphs.run import Runner
+from image_checks import check, exported
+from mmdeploy_ext.exporting.traced.whole import layouts_of
+from mmdeploy_ext.families.traced.family import TracedFamily
+from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage
 from mmdeploy_ext.upstream.weights.convert.mmdet3_model import to_mmdet2_model
 from mmdeploy_ext.upstream.weights.convert.mmdet3_names import to_mmdet2_names
 
@@ -36,11 +35,6 @@ def built(kind):
     return built
 
 
-@pytest.fixture(scope='module')
-def model():
-    return built('DINO')
-
-
 @pytest.fixture(scope='module', params=golden.MODELS)
 def case(request):
     return built(request.param), EXPECTED[request.param]['outputs']
@@ -54,93 +48,26 @@ def outputs(model):
     return logits[-1], boxes[-1]
 
 
-def network_of(model):
-    """Return the module that is exported."""
-    return NETWORKS[type(model.bbox_head).__name__](model)
-
-
-def network_outputs(model):
-    with torch.no_grad():
-        found = network_of(model)(golden.pictures(), torch.tensor(golden.SHAPES, dtype=torch.float32))
-    return found[:2]
-
-
 def test_names_shapes_and_outputs_are_those_of_mmdet_3(case):
     model, expected = case
-    for logits, boxes in (outputs(model), network_outputs(model)):
-        np.testing.assert_allclose(golden.sampled([logits.sigmoid(), boxes]), expected, atol=1e-4)
+    logits, boxes = outputs(model)
+    np.testing.assert_allclose(golden.sampled([logits.sigmoid(), boxes]), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize('exporter', in_suite(['torchscript', 'dynamo'], 'torchscript'))
-def test_its_graph_gives_the_same(case, exporter):
+def prepared():
+    """Return the pictures as they enter a network, with scales of their own."""
+    found = []
+    for image, (height, width) in zip(golden.pictures(), golden.SHAPES, strict=True):
+        scale = np.asarray([0.5, 0.8, 0.5, 0.8], np.float32)
+        original = round(height / 0.8), round(width / 0.5)
+        found.append(PreparedImage(image.numpy(), (height, width), scale, original))
+    return found
+
+
+def test_its_graph_of_any_size_finds_the_same_in_a_batch(case):
     model, _ = case
-    image, shapes = golden.pictures(), torch.tensor(golden.SHAPES, dtype=torch.float32)
-    names = dict(input_names=['input', 'img_shape'], output_names=['logits', 'boxes', 'token_scores'])
-    network = network_of(model)
-    opset = dict(torchscript=17, dynamo=18)[exporter]
-    file = export_module(network, (image, shapes), exporter=exporter, opset=opset, **names)
-    found = Runner(file).run(dict(input=image.numpy(), img_shape=shapes.numpy()))
-    for name, wanted in zip(names['output_names'], outputs(model), strict=False):
-        np.testing.assert_allclose(found[name], wanted.numpy(), atol=1e-4)
-
-
-class CoDETR(nn.Module):
-    """The parts of Co-DETR's detector that its head of queries needs, around the layers of a DINO."""
-
-    def __init__(self, model, test_cfg, with_attn_mask=True):
-        super().__init__()
-        model = copy.deepcopy(model)
-        self.backbone, self.neck, self.query_head = model.backbone, model.neck, model.bbox_head
-        self.bbox_head = nn.ModuleList([nn.Linear(1, 1)])  # a head that trains
-        self.extract_feat, self.with_attn_mask = model.extract_feat, with_attn_mask
-        head, decoder = self.query_head, self.query_head.transformer.decoder
-        head.test_cfg = test_cfg
-        head.transformer.query_embed = head.query_embedding
-        first, second = decoder.ref_point_head.layers
-        decoder.ref_point_head = nn.Sequential(first, nn.ReLU(), second)
-        del head.query_embedding
-
-
-def test_layers_of_co_detr_give_what_those_of_dino_give(model, monkeypatch):
-    pictures = golden.pictures()
-    sizes = torch.tensor([[*shape] for shape in golden.SHAPES], dtype=torch.float32)
-    monkeypatch.setattr(DinoNetwork, 'least_odds_of_results', 1e-3)
-    with torch.no_grad():
-        plain = DinoNetwork(model)(pictures, sizes)
-        other = DinoNetwork(CoDETR(model, {}))(pictures, sizes)
-        whole = DinoNetwork(CoDETR(model, {}, with_attn_mask=False))(pictures, sizes)
-        unpadded = DinoNetwork(model)(pictures, torch.zeros_like(sizes))
-    for ours, theirs in zip((*other, *whole), (*plain, *unpadded), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    'nms',
-    [dict(type='soft_nms', iou_threshold=0.5), None],
-)
-def test_co_detr_suppresses_as_many_of_the_best_pairs_as_it_has_queries(model, nms):
-    from mmcv.ops import batched_nms
-
-    from mmdeploy_ext.families.query.postprocess import QueryFullForm
-
-    torch.manual_seed(0)
-    test_cfg = dict(max_per_img=6, score_thr=0.4, nms=nms)
-    detector = CoDETR(model, test_cfg)
-    head = detector.query_head
-    logits, boxes = torch.randn(1, head.num_query, head.num_classes), torch.rand(1, head.num_query, 4)
-    scale = torch.tensor([[0.5, 0.5, 2.0, 2.0]])
-    image, size = torch.zeros(1, 3, 40, 60), torch.tensor([[30.0, 50.0]])
-    dets, labels = QueryFullForm(detector)(image, size, scale, logits, boxes)
-    scores, index = logits[0].sigmoid().flatten().topk(head.num_query if nms else 6)
-    kept = scores > 0.4
-    scores, index = scores[kept], index[kept]
-    centre, half = boxes[0][index // head.num_classes].split(2, 1)
-    expected = torch.cat([centre - half / 2, centre + half / 2], 1) * torch.tensor([50.0, 30, 50, 30])
-    expected = torch.minimum(expected.clamp(min=0), torch.tensor([50.0, 30, 50, 30])) / scale
-    expected, classes = torch.cat([expected, scores[:, None]], 1), index % head.num_classes
-    if nms:
-        expected, rows = batched_nms(expected[:, :4], scores, classes, nms)
-        expected, classes = expected[:6], classes[rows][:6]
-    count = len(expected)
-    torch.testing.assert_close(dets[0, :count], expected)
-    assert labels[0].tolist() == [*classes.tolist(), *[-1] * (6 - count)] and dets.shape == (1, 6, 5)
+    family, images = TracedFamily(), prepared()
+    options = family.choose(height=golden.SIZE[2], width=golden.SIZE[3], dynamic=True)
+    layouts_of(model).is_loaded = True
+    _, run = exported(family, model, options, images[:1])
+    check(family, model, run(family.feeds(images, True)), images, least=10)

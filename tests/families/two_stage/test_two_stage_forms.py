@@ -117,7 +117,7 @@ def test_masks_of_a_graph_are_those_of_numpy_pixel_by_pixel_also_at_borders_and_
 
 @pytest.mark.parametrize('kind', in_suite(['mask', 'cascade_mask'], 'mask'))
 def test_pasted_masks_of_every_image_of_a_batch_are_mmdets(kind):
-    """test_query.py exports the same module with QueryInst."""
+    """test_query.py exports the same module behind a trace of QueryInst."""
     family, model, prepared = family_of(kind), seeded(kind), images(2)
     options = options_of(kind, batch=2, paste_masks=True)
     family.check(toy(kind), options)
