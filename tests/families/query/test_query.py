@@ -22,7 +22,7 @@ from toy_query import KINDS, MASKS, REGIONS, family_of, images, options_of, seed
 ALL = (*KINDS, 'two_stage', *MASKS, *REGIONS)
 EXPORTED = 'instances'
 """Kind that the suite exports; test_dino.py has traces of two stages."""
-LEAST = dict(two_stage=1, instances=10, panoptic=2, maskformer=2)
+LEAST = dict(refine=15, two_stage=1, instances=10, panoptic=2, maskformer=2)
 """Results of a picture, of kinds that have less than 20."""
 
 
