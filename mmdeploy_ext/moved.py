@@ -254,7 +254,7 @@ MOVED = {
     'recorded.results': 'proving.recorded.calls',
     'recorded.stepper': 'proving.recorded.calls',
     'runtime.device_graph': 'runtime.streams',
-    'runtime.grid_lines': 'runtime.bird_eye',
+    'runtime.grid_lines': 'runtime.mask_resize',
     'runtime.held': 'runtime.streams',
     'runtime.opening': 'runtime.detect',
     'runtime.pcd': 'runtime.points',

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdeploy_ext.base.config import cfg_options, types_of
-from mmdeploy_ext.base.type_files import files_of_types
+from mmdeploy_ext.base.user_modules import files_of_types
 
 LISTED = 3
 NO_CLASSES = ('.nms.type', '.roi_layer.type', '.conv_op.type')

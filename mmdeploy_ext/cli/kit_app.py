@@ -13,9 +13,8 @@ from typing import Any
 from mmdeploy_ext.api import ModelRequest
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError
-from mmdeploy_ext.bench.kit import web_library
-from mmdeploy_ext.bench.kit.page import INDEX, add_library
-from mmdeploy_ext.bench.kit.server import LOOPBACK, serving
+from mmdeploy_ext.bench.kit import page
+from mmdeploy_ext.bench.kit.page import INDEX, LOOPBACK, add_library, serving
 from mmdeploy_ext.cli import options as shared
 from mmdeploy_ext.cli import parts_app
 from mmdeploy_ext.proving.subject import ModuleRequest
@@ -94,7 +93,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _write(args: argparse.Namespace, write: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
     if args.web:
-        web_library.package()  # a download that fails does so before PyTorch computes
+        page.package()  # a download that fails does so before PyTorch computes
     cli.wait_passively()
     manifest, out = write(args), Path(args.out)
     if args.web:

@@ -23,8 +23,7 @@ from mmdeploy_ext.runtime.preprocess.pictures import prepare_image
 from mmdeploy_ext.runtime.preprocess.points import point_rule, voxelise
 from mmdeploy_ext.runtime.sparse.engine import checked_features
 from mmdeploy_ext.runtime.sparse.rulebook import Level
-from mmdeploy_ext.runtime.sweeps import Sweeps
-from mmdeploy_ext.runtime.voxel_files import read_voxels
+from mmdeploy_ext.runtime.sweeps import Sweeps, read_voxels
 from mmdeploy_ext.spec.options import INPUT
 
 if TYPE_CHECKING:

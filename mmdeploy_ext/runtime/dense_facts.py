@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 from mmdeploy_ext.runtime.box_coders import AnyCoder, Bucket, Coder, Rows, Traced, class_scores, constant
 from mmdeploy_ext.runtime.geometry import sigmoid
-from mmdeploy_ext.spec.facts import Bounds, Count, Facts, Mismatch, Stride
-from mmdeploy_ext.spec.nms import NmsConfig
+from mmdeploy_ext.spec.facts import Bounds, Count, Facts, Mismatch, NmsConfig, Stride
 
 PRIOR_CHOICES = ('priors', 'class_priors', 'factor_priors')
 Priors = tuple[Annotated[tuple[float, ...], Bounds(2, 4)], ...]

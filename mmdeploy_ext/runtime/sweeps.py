@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.base.arrays import load_arrays
 from mmdeploy_ext.base.errors import DataError, shortened
 from mmdeploy_ext.runtime.infos import INFOS, find_file, past_sweeps, read_infos, seconds_of
 from mmdeploy_ext.runtime.points import SWEEP_SUFFIXES, read_points
 from mmdeploy_ext.runtime.preprocess.fusion import AGE
-from mmdeploy_ext.runtime.voxel_files import read_voxels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,57 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.preprocess.points import PointRule
 
     Voxelise = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+# Voxels of .npz files under various names. N voxels of C values. Needs numpy only.
+
+
+FEATURES = re.compile(r'features(_f16|_f32)?')
+COORDINATES = re.compile(r'(?:coordinates|coors|coords)(?:_b(xyz|zyx))?(?:_i16|_i32)?')
+"""Names of coordinates, perhaps with their order."""
+EXPECTED = (
+    'expected an .npz with `features` (N, C) floats and `coordinates` (N, 4) integers: sample and three '
+    'axes (also named coors or coords; coors_bxyz and coors_bzyx state the order)'
+)
+
+
+def read_voxels(path: str | Path, order: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, C) float32 and coordinates (N, 4) int32, sample and axes, of one sweep, unchecked.
+
+    Names: `features` (`_f16`, `_f32`); `coordinates`, `coors` or `coords` in the model's order, or in the
+    order of `_bxyz` or `_bzyx` (`coords_bxyz_i16`).
+    """
+    try:
+        arrays = load_arrays(path)
+    except DataError as error:
+        raise DataError(f'{error}; {EXPECTED}') from error
+    features = arrays[_single_name(path, arrays, FEATURES, 'features')]
+    name = _single_name(path, arrays, COORDINATES, 'coordinates')
+    coordinates = arrays[name]
+    fits = features.ndim == coordinates.ndim == 2 and len(features) == len(coordinates)
+    kinds = features.dtype.kind in 'fiu' and coordinates.dtype.kind in 'iu'
+    if not fits or not kinds or coordinates.shape[1] != 4:
+        raise DataError(
+            f'{path}: features {features.dtype} {features.shape} and coordinates {coordinates.dtype} '
+            f'{coordinates.shape}; {EXPECTED}'
+        )
+    if coordinates.size and not 0 <= coordinates.min() <= coordinates.max() <= np.iinfo(np.int32).max:
+        ends = f'{coordinates.min()} to {coordinates.max()}'
+        raise DataError(f'{path}: {name} are {ends}, expected 0 to 2**31 - 1')
+    if COORDINATES.fullmatch(name)[1] not in (None, order):
+        coordinates = coordinates[:, [0, 3, 2, 1]]
+    return features.astype(np.float32), np.ascontiguousarray(coordinates, np.int32)
+
+
+def _single_name(
+    path: str | Path, arrays: dict[str, np.ndarray], pattern: re.Pattern[str], title: str
+) -> str:
+    names = [name for name in arrays if pattern.fullmatch(name)]
+    if len(names) != 1:
+        got = f'{title} under {" and ".join(names)}' if names else f'no {title}'
+        raise DataError(f'{path}: has {got}; {EXPECTED}')
+    return names[0]
+
 
 ENDINGS = (*SWEEP_SUFFIXES, '.npz')
 KEY_FRAMES = Path('samples/LIDAR_TOP')
@@ -29,7 +81,7 @@ class Sweeps:
     """Voxels of each sweep of a source, read one at a time; `items` are paths or infos.
 
     Args:
-        source: file or folder of `read_points`, or of .npz (`runtime.voxel_files`), or infos.
+        source: file or folder of `read_points`, or of .npz (`read_voxels`), or infos.
         voxelise: points (P, D) float32 -> (features, coordinates).
         limit: number of sweeps, spread evenly; 0: all.
         order: axes of the graph's coordinates.

@@ -16,7 +16,7 @@ from mmdeploy_ext.exporting.postprocess.suppression import NO_CANDIDATE
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.two_stage.boxes import of_pairs
 from mmdeploy_ext.graphs.run import Runner
-from mmdeploy_ext.spec.nms import NmsConfig
+from mmdeploy_ext.spec.facts import NmsConfig
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.upstream.models.catalogue import MODELS_2D, register_all
 from mmdeploy_ext.upstream.models.crowddet import set_nms

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmdeploy_ext.base.errors import DataError
-from mmdeploy_ext.runtime.voxel_files import read_voxels
+from mmdeploy_ext.runtime.sweeps import read_voxels
 
 FEATURES = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
 COORDINATES = np.array([[0, 1, 2, 3], [0, 7, 8, 9], [0, 0, 5, 0]], np.int32)

@@ -5,26 +5,80 @@ from __future__ import annotations
 import abc
 import argparse
 import contextlib
+import copy
 import functools
 import importlib
 import statistics
 import tempfile
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
 
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.distributed import Ranks
 from mmdeploy_ext.base.errors import EngineError, Mm2OnnxError, UsageError
-from mmdeploy_ext.bench.benchmark import compiled, measure, memory
+from mmdeploy_ext.bench.benchmark import measure
 from mmdeploy_ext.bench.benchmark.measure import Contender, OtherLoad, cores, load_notes, machine
 from mmdeploy_ext.engines.registry import BASELINE, COMPILED, DEFAULT, ENGINES, engines_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from mmdeploy_ext.bench.benchmark.measure import Run
 
     Runs = Mapping[str, Sequence[Run]]
+
+
+# The model in `torch.compile`, without an export.
+
+
+BACKEND = 'inductor'
+RECOMPILE_LIMIT = 64
+"""Graphs per network: a head is called once per level, and the number of regions varies."""
+
+
+def networks(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yield the largest parts of a detector with a `forward` and parameters."""
+    for child in model.children():
+        if next(child.parameters(), None) is None:
+            continue
+        if type(child).forward is torch.nn.Module.forward or isinstance(child, torch.nn.ModuleList):
+            yield from networks(child)
+        else:
+            yield child
+
+
+def compiled(model: torch.nn.Module) -> torch.nn.Module:
+    """Copy of a model with networks that compile in their first run, inside `while_compiling`."""
+    copied = copy.deepcopy(model)
+    for part in networks(copied):
+        part.forward = torch.compile(part.forward, backend=BACKEND)
+    return copied
+
+
+@contextlib.contextmanager
+def while_compiling() -> Iterator[None]:
+    """Freeze weights into the code of models that are compiled and run inside."""
+    import torch._dynamo
+    import torch._inductor.config
+    from torch._inductor.utils import fresh_cache
+
+    limits = torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT)
+    with fresh_cache(), torch._inductor.config.patch(freezing=True), limits:
+        yield
+
+
+def first_run(run: Callable[[], object]) -> None:
+    """Run a `compiled` model for the first time; that compiles it."""
+    try:
+        run()
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        message = next((line for line in lines if 'rror' in line), lines[0] if lines else '')
+        raise EngineError(f'torch.compile: {type(error).__name__}: {message}') from error
+
 
 COUNT_TOLERANCE = 0.02
 """Relative difference of numbers of detections: scores near the threshold fall on either side."""
@@ -132,7 +186,7 @@ class Benchmark(abc.ABC):
                 if path:
                     contenders = self.file_contenders(inner, engine, label, path)
                 else:
-                    inner.enter_context(compiled.while_compiling())
+                    inner.enter_context(while_compiling())
                     contenders = [Contender(f'{engine} {label}', engine, label, self.compiled_run(inner))]
                 stack.push(inner.pop_all())
         except Mm2OnnxError as error:
@@ -147,7 +201,7 @@ class Benchmark(abc.ABC):
         groups, memories = self.groups(), {}
         main = next(reversed(groups))
         with self.open_contenders() as contenders:
-            if self.ranks.rank == 0 and not self.args.no_memory and memory.is_supported():
+            if self.ranks.rank == 0 and not self.args.no_memory and measure.is_supported():
                 memories = {contender.name: self._memory(contender) for contender in contenders}
             with OtherLoad() as load:
                 peak = measure.peak(self.threads[-1])
@@ -175,7 +229,7 @@ class Benchmark(abc.ABC):
             warmup=self.args.warmup,
             machine=machine(),
             peak_gmac_per_s=round(peak, 2),
-            memory_method=memory.HOW,
+            memory_method=measure.HOW,
             other_load=other_load,
             main_input=main,
             contenders=rows,
@@ -195,7 +249,7 @@ class Benchmark(abc.ABC):
         args = argparse.Namespace(**(vars(self.args) | words))
         files = {label: path for label, path in self.files.items() if path == contender.file}
         call = functools.partial(run_alone, type(self), args, contender.engine, files, contender.name)
-        return memory.measure(call, contender.file or args.config)
+        return measure.measure(call, contender.file or args.config)
 
     def _measure(
         self, contenders: Sequence[Contender], groups: Mapping[str, Sequence[Any]]
@@ -252,15 +306,15 @@ def run_alone(
     if files:
         benchmark.files = files
         importlib.import_module(ENGINES[engine].package)
-    baseline_kb, model = memory.reset_peak(), benchmark.detector.model
+    baseline_kb, model = measure.reset_peak(), benchmark.detector.model
     if name == BASELINE:  # the others have weights of their own
         weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         baseline_kb -= weights // 1024
     with benchmark.open_contenders() as contenders:
         (contender,) = [contender for contender in contenders if contender.name == name]
-        for index in range(memory.RUNS):
+        for index in range(measure.RUNS):
             contender.run(samples[index % len(samples)])
-        return memory.used_since(baseline_kb)
+        return measure.used_since(baseline_kb)
 
 
 def short_labels(paths: Sequence[str], *label_kinds: Sequence[str]) -> dict[str, str]:

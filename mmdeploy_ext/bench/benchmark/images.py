@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.errors import ModelFileError, UsageError
-from mmdeploy_ext.bench.benchmark import compiled
+from mmdeploy_ext.bench.benchmark import base
 from mmdeploy_ext.bench.benchmark.base import Benchmark, short_labels
 from mmdeploy_ext.bench.benchmark.measure import FUSED, Contender, Run, interleave, summarise, timed
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES
@@ -140,9 +140,9 @@ class ImageBenchmark(Benchmark):
         return [contender]
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
-        model = compiled.compiled(self.detector.model)
+        model = base.compiled(self.detector.model)
         run = torch_contender(self.detector.family, model).run
-        compiled.first_run(lambda: run(self.prepare()))
+        base.first_run(lambda: run(self.prepare()))
         return run
 
     def input_shape(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.errors import UsageError
-from mmdeploy_ext.bench.benchmark import compiled
+from mmdeploy_ext.bench.benchmark import base
 from mmdeploy_ext.bench.benchmark.base import Benchmark, short_labels
 from mmdeploy_ext.bench.benchmark.measure import Contender, PartClock, Run
 from mmdeploy_ext.engines.registry import BASELINE, ENGINES
@@ -86,9 +86,9 @@ class StreamBenchmark(Benchmark):
 
     def compiled_run(self, stack: contextlib.ExitStack) -> Callable[[Any], Run]:
         """Compile a copy on two samples, the second with a memory."""
-        family, model = self.detector.family, compiled.compiled(self.detector.model)
+        family, model = self.detector.family, base.compiled(self.detector.model)
         stepper = family.reference(model)
-        compiled.first_run(lambda: _run_steps(stepper, self.samples[:2]))
+        base.first_run(lambda: _run_steps(stepper, self.samples[:2]))
         stepper.reset()
         clock = stack.enter_context(PartClock(stepper.timed_methods()))
         return torch_contender(stepper, clock).run

@@ -15,7 +15,7 @@ from mmdeploy_ext.base.cli import tracked
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.base.files import sha256_file
 from mmdeploy_ext.bench.kit.contents import LIBSPCONV, ArrayFolder, ChainedFrame, KitCase, KitGraph, Step
-from mmdeploy_ext.bench.kit.model_files import check_facts, copy_model
+from mmdeploy_ext.bench.kit.writer import check_facts, copy_model
 from mmdeploy_ext.engines.base import record_runs
 from mmdeploy_ext.exporting.sparse import libspconv
 from mmdeploy_ext.families.contracts import contract_of

@@ -12,9 +12,8 @@ import torch
 from mmdeploy_ext.base.arrays import to_array
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.bench.kit.contents import MODEL, ArrayFolder, ChainedFrame, KitCase, KitGraph, Step
-from mmdeploy_ext.bench.kit.model_files import copy_model
 from mmdeploy_ext.bench.kit.page import write_page
-from mmdeploy_ext.bench.kit.writer import write_kit
+from mmdeploy_ext.bench.kit.writer import copy_model, write_kit
 from mmdeploy_ext.graphs.io.files import load
 from mmdeploy_ext.proving.explain import rounding_of
 from mmdeploy_ext.proving.modules import FileTensor, ModuleProof

@@ -9,8 +9,8 @@ import numpy as np
 
 from mmdeploy_ext.base.cli import tracked
 from mmdeploy_ext.bench.kit.contents import MODEL, ArrayFolder, KitCase, KitGraph
-from mmdeploy_ext.bench.kit.model_files import check_facts, copy_model
 from mmdeploy_ext.bench.kit.page import write_page
+from mmdeploy_ext.bench.kit.writer import check_facts, copy_model
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.families.detector import rule_of
 from mmdeploy_ext.proving.explain import rounding_of

@@ -15,7 +15,7 @@ from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.exporting.postprocess.mask_resize import resize_and_threshold
 from mmdeploy_ext.exporting.postprocess.soft_masks import SoftMasks
 from mmdeploy_ext.exporting.postprocess.suppression import capped, limit, number
-from mmdeploy_ext.spec.nms import KERNELS, MaskConfig
+from mmdeploy_ext.spec.facts import KERNELS, MaskConfig
 from mmdeploy_ext.upstream.operators.nms import NO_CANDIDATE
 
 ROUNDING = 1e-5

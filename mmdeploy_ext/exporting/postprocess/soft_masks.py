@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto
 
 from mmdeploy_ext.exporting.postprocess.mask_resize import resizing
-from mmdeploy_ext.runtime.bird_eye import lines
+from mmdeploy_ext.runtime.mask_resize import lines
 from mmdeploy_ext.upstream.operators.operator import Operator, length, register
 
 PIECES = 8

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdeploy_ext.base.config import cfg_options
 from mmdeploy_ext.base.errors import ConfigError, UsageError
-from mmdeploy_ext.spec.nms import NmsConfig
+from mmdeploy_ext.spec.facts import NmsConfig
 from mmdeploy_ext.upstream.operators.nms import (
     NO_CANDIDATE,
     SOFT_NMS,

@@ -26,7 +26,7 @@ from mmdeploy_ext.families.no_family import copied_class, trial_words
 from mmdeploy_ext.runtime import box_coders
 from mmdeploy_ext.runtime.box_coders import Coder, Delta
 from mmdeploy_ext.runtime.dense_facts import Head, factor_head
-from mmdeploy_ext.spec.nms import NmsConfig
+from mmdeploy_ext.spec.facts import NmsConfig
 from mmdeploy_ext.upstream.compat.older_priors import DistanceCoder, LevelPoints
 from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 

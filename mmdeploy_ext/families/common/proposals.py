@@ -44,7 +44,7 @@ from mmdeploy_ext.families.common.dense_heads import (
 )
 from mmdeploy_ext.runtime.box_coders import Coder
 from mmdeploy_ext.runtime.detections import Detections
-from mmdeploy_ext.spec.nms import NmsConfig
+from mmdeploy_ext.spec.facts import NmsConfig
 from mmdeploy_ext.upstream.compat.patches_vendored import mmdet_module
 
 heads = mmdet_module('mmdet.models.dense_heads')

@@ -26,8 +26,7 @@ from mmdeploy_ext.families.common.dense_heads import (
 from mmdeploy_ext.families.common.detector_parts import check_settings
 from mmdeploy_ext.runtime.box_coders import Traced, peaks_of
 from mmdeploy_ext.runtime.dense_facts import DenseFacts
-from mmdeploy_ext.spec.facts import Mismatch
-from mmdeploy_ext.spec.nms import NmsConfig
+from mmdeploy_ext.spec.facts import Mismatch, NmsConfig
 
 
 def thresholds(head: nn.Module) -> NmsConfig:

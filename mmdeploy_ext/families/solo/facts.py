@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from mmdeploy_ext.spec.facts import Count, Mismatch, Stride
-from mmdeploy_ext.spec.nms import MaskConfig
+from mmdeploy_ext.spec.facts import Count, MaskConfig, Mismatch, Stride
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

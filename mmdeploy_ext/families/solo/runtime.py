@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmdeploy_ext.base.errors import ShapeError
-from mmdeploy_ext.runtime.bird_eye import lines
 from mmdeploy_ext.runtime.detections import Instances, check_all_seen, results_from_padded
 from mmdeploy_ext.runtime.geometry import sigmoid
-from mmdeploy_ext.runtime.mask_resize import resizing
+from mmdeploy_ext.runtime.mask_resize import lines, resizing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

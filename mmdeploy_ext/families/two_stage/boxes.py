@@ -30,7 +30,7 @@ from mmdeploy_ext.families.common.regions import (
     stages_of,
 )
 from mmdeploy_ext.runtime.geometry import softmax
-from mmdeploy_ext.spec.nms import NmsConfig
+from mmdeploy_ext.spec.facts import NmsConfig
 from mmdeploy_ext.upstream.models.crowddet import PAIR, MultiInstanceBBoxHead
 from mmdeploy_ext.upstream.operators.nms import greedy_keep_batch, pairwise_iou
 

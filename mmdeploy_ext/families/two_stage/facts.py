@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Annotated
 
-from mmdeploy_ext.spec.facts import Bounds, Count, Fraction, MaskThreshold, optional
-from mmdeploy_ext.spec.nms import NmsConfig
+from mmdeploy_ext.spec.facts import Bounds, Count, Fraction, MaskThreshold, NmsConfig, optional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,7 @@ from onnx import TensorProto
 
 from mmdeploy_ext.graphs.io import types
 from mmdeploy_ext.graphs.io.index import node_attributes, operator_name, opsets_of
-from mmdeploy_ext.graphs.passes.functions import replace_by_functions
-from mmdeploy_ext.graphs.script import function_of, part
+from mmdeploy_ext.graphs.script import function_of, part, replace_by_functions
 
 DOMAIN = 'mm2onnx.deform_conv'
 """Domain of the functions that are inlined at the end."""

@@ -12,8 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from mmdeploy_ext.graphs.io.index import operator_name, opsets_of
-from mmdeploy_ext.graphs.passes.functions import replace_by_functions
-from mmdeploy_ext.graphs.script import function_of, part
+from mmdeploy_ext.graphs.script import function_of, part, replace_by_functions
 
 DOMAIN = 'mm2onnx.roi_align'
 """Domain of the functions that are inlined at the end."""

@@ -64,12 +64,12 @@ def softnms(
     offset: int,
 ) -> Tensor:
     """Indices (M,) int64 of the boxes that are left, and in `dets` (N, 5) boxes and lowered scores."""
-    from mmdeploy_ext.upstream.compat import suppression_loops
+    from mmdeploy_ext.upstream.compat import operator_loops
 
     rows = _array(torch.cat([boxes, scores[:, None]], 1)).copy()
     areas, indices = _array(_areas(boxes, offset)).copy(), np.arange(len(rows))
     limits = map(np.float32, (iou_threshold, sigma, min_score))
-    count = suppression_loops.soften(rows, areas, indices, *limits, method, np.float32(offset))
+    count = operator_loops.soften(rows, areas, indices, *limits, method, np.float32(offset))
     dets.copy_(torch.from_numpy(rows))
     return torch.from_numpy(indices[:count])
 
@@ -77,11 +77,11 @@ def softnms(
 def _suppressors(
     boxes: Tensor, scores: Tensor, threshold: float, offset: int, is_inclusive: bool
 ) -> tuple[Tensor, Tensor]:
-    from mmdeploy_ext.upstream.compat import suppression_loops
+    from mmdeploy_ext.upstream.compat import operator_loops
 
     order = scores.sort(0, descending=True)[1]
     boxes, areas = boxes[order], _areas(boxes, offset)[order]
-    owners = suppression_loops.suppressors(
+    owners = operator_loops.suppressors(
         _array(boxes), _array(areas), np.float32(threshold), np.float32(offset), is_inclusive
     )
     return order, torch.from_numpy(owners).to(order.device)
@@ -124,7 +124,7 @@ def nms_rotated(
     multi_label: int,
 ) -> Tensor:
     """Indices int64 of the kept boxes, best first; labels do not count, as in the compiled operator."""
-    from mmdeploy_ext.runtime.bev_nms import rotated_nms
+    from mmdeploy_ext.runtime.bird_eye import rotated_nms
 
     order = scores.sort(0, descending=True)[1]
     return order[torch.from_numpy(rotated_nms(_array(dets[order, :5]), iou_threshold)).to(order.device)]
@@ -138,7 +138,7 @@ def iou3d_boxes_overlap_bev_forward(boxes_a: Tensor, boxes_b: Tensor, ans_iou: T
 
 def iou3d_nms3d_forward(boxes: Tensor, keep: Tensor, num_out: Tensor, nms_overlap_thresh: float) -> None:
     """Fill `keep` with the `num_out` indices of kept boxes (N, 7), best first; a larger IoU suppresses."""
-    from mmdeploy_ext.runtime.bev_nms import rotated_nms
+    from mmdeploy_ext.runtime.bird_eye import rotated_nms
 
     just_above = np.nextafter(np.float32(nms_overlap_thresh), np.float32(np.inf))
     _fill_kept(torch.from_numpy(rotated_nms(_array(boxes[:, BEV]), just_above)), keep, num_out)
@@ -221,7 +221,7 @@ def _pool(
     aligned: bool,
     is_largest: bool,
 ) -> None:
-    from mmdeploy_ext.upstream.compat import rotated_region_loops
+    from mmdeploy_ext.upstream.compat import operator_loops
 
     (height, width), (rows, columns) = maps.shape[2:], output.shape[2:]
     if not aligned:
@@ -237,7 +237,7 @@ def _pool(
         [images * height * width, *(torch.full_like(images, side) for side in (height, width))], 1
     )
     table = maps.permute(0, 2, 3, 1).flatten(0, 2)
-    pooled = rotated_region_loops.pooled_regions(
+    pooled = operator_loops.pooled_regions(
         _array(table), _array(geometry), places.cpu().numpy(), rows, columns, is_largest
     )
     output.copy_(torch.from_numpy(pooled).transpose(1, 2).reshape(output.shape))
@@ -341,7 +341,7 @@ def _convolve(
     groups: int,
     offset_groups: int,
 ) -> None:
-    from mmdeploy_ext.upstream.compat import deform_conv_loops
+    from mmdeploy_ext.upstream.compat import operator_loops
 
     points, cells = weight.shape[2] * weight.shape[3], output.shape[2] * output.shape[3]
     shape = offset_groups, points, *output.shape[2:]
@@ -349,7 +349,7 @@ def _convolve(
     for image in range(len(maps)):
         moves = offset[image].flatten()[: 2 * offset_groups * points * cells]
         shares = mask[image].flatten()[: offset_groups * points * cells]
-        columns = deform_conv_loops.columns_of(
+        columns = operator_loops.columns_of(
             _array(maps[image]),
             _array(moves).reshape(*shape[:2], 2, *shape[2:]),
             _array(shares).reshape(shape),

@@ -12,7 +12,7 @@ from onnx import TensorProto
 from torch import Tensor
 
 from mmdeploy_ext.graphs.script import part
-from mmdeploy_ext.runtime import bev_nms
+from mmdeploy_ext.runtime import bird_eye
 from mmdeploy_ext.upstream.operators.nms import BELOW_ALL
 from mmdeploy_ext.upstream.operators.operator import Operator, node_of, register
 from mmdeploy_ext.upstream.operators.rotated_iou import PAIR_IOU
@@ -28,7 +28,7 @@ def _eager(boxes: Tensor, bounds: Tensor, valid: Tensor, iou_threshold: float) -
     keep = torch.zeros_like(valid)
     for image_boxes, image_valid, image_keep in zip(boxes, valid, keep, strict=True):
         rows = torch.nonzero(image_valid).squeeze(1)
-        kept = bev_nms.rotated_nms(image_boxes[rows].cpu().numpy(), iou_threshold)
+        kept = bird_eye.rotated_nms(image_boxes[rows].cpu().numpy(), iou_threshold)
         image_keep[rows[torch.from_numpy(kept).to(rows)]] = True
     return keep
 

@@ -11,10 +11,9 @@ import pytest
 import headless
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.base.files import sha256_file, write_json
-from mmdeploy_ext.bench.kit import web_library
+from mmdeploy_ext.bench.kit import page
 from mmdeploy_ext.bench.kit.contents import FORMAT, MANIFEST, MODEL, KitGraph, hashes_of, kit_hash
-from mmdeploy_ext.bench.kit.page import LIBRARY, write_page
-from mmdeploy_ext.bench.kit.server import serving
+from mmdeploy_ext.bench.kit.page import LIBRARY, serving, write_page
 from mmdeploy_ext.spec.metadata import read_metadata
 
 ENDED = "['equal', 'different', 'failed'].includes(document.body.dataset.state)"
@@ -32,7 +31,7 @@ def opened_browser(profile):
 def needs_library():
     """Skip the test if onnxruntime-web cannot be had."""
     try:
-        web_library.package()
+        page.package()
     except UsageError as error:
         pytest.skip(f'no onnxruntime-web here: {error}')
 

@@ -14,7 +14,7 @@ from browser_pages import (
     opened_browser,
     run_page,
 )
-from mmdeploy_ext.bench.kit import web_library
+from mmdeploy_ext.bench.kit.page import VERSION
 from mmdeploy_ext.cli import export_app, kit_app
 from mmdeploy_ext.engines import build_backend
 from mmdeploy_ext.runtime.detect import detect
@@ -60,7 +60,7 @@ def test_a_browser_gives_pytorchs_results_and_asks_nobody_else(browser, kit):
     with address_of(kit) as address:
         verdict, failures, detail = run_page(browser, address)
     assert verdict == f'EQUAL ON {CASES} INPUTS', failures
-    assert f'onnxruntime-web {web_library.VERSION}, WebAssembly' in detail and not browser.problems
+    assert f'onnxruntime-web {VERSION}, WebAssembly' in detail and not browser.problems
     elsewhere = [
         request for request in browser.requests if not request.startswith((address, 'data:', 'blob:'))
     ]

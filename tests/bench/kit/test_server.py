@@ -6,18 +6,18 @@ import threading
 
 import pytest
 
-from mmdeploy_ext.bench.kit import server, web_library
+from mmdeploy_ext.bench.kit import page
 
 
 @pytest.fixture
 def get(atss, tmp_path, monkeypatch):
     """Function (path, host) -> status; the kit has a link, and a folder that is one."""
-    monkeypatch.setattr(web_library, 'unpack', lambda folder: (folder / 'ort.mjs').touch())
+    monkeypatch.setattr(page, 'unpack', lambda folder: (folder / 'ort.mjs').touch())
     kit = shutil.copytree(atss[0], tmp_path / 'kit')
     (tmp_path / 'secret').touch()
     (kit / 'link').symlink_to(tmp_path / 'secret')
     (kit / 'way').symlink_to(tmp_path)
-    with server.serving(kit) as served:
+    with page.serving(kit) as served:
         threading.Thread(target=served.serve_forever, daemon=True).start()
 
         def status(path, host='127.0.0.1'):

@@ -11,7 +11,7 @@ from mmdeploy_ext.families.centerpoint.family import head_settings
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointFacts
 from mmdeploy_ext.families.common.runtime.center_boxes import decode
 from mmdeploy_ext.families.common.samples import BOX_TYPES
-from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
+from mmdeploy_ext.runtime.bird_eye import circle_nms, rotated_nms
 from toy_centerpoint import register
 
 register()  # circle NMS uncompiled

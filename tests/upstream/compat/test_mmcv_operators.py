@@ -13,7 +13,7 @@ compat.apply()
 
 import mmcv.ops  # noqa: E402
 
-from mmdeploy_ext.runtime.bev_nms import bev_corners, intersection_area  # noqa: E402
+from mmdeploy_ext.runtime.bird_eye import bev_corners, intersection_area  # noqa: E402
 from mmdeploy_ext.upstream.compat import mmcv_operators  # noqa: E402
 
 EXTENSION = sys.modules['mmcv._ext']

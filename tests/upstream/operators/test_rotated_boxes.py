@@ -9,7 +9,7 @@ from mmcv.ops import box_iou_rotated, nms_rotated
 
 from mmdeploy_ext.exporting.export import export_module
 from mmdeploy_ext.runtime import rotated_loops
-from mmdeploy_ext.runtime.bev_nms import rotated_nms
+from mmdeploy_ext.runtime.bird_eye import rotated_nms
 from mmdeploy_ext.upstream.operators.operator import operators_as
 from mmdeploy_ext.upstream.operators.rotated_iou import PAIR_IOU
 from mmdeploy_ext.upstream.operators.rotated_nms import rotated_keep

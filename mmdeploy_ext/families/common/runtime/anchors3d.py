@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 
 from mmdeploy_ext.families.common.runtime.scores import top_rows
-from mmdeploy_ext.runtime.bev_nms import rotated_nms
+from mmdeploy_ext.runtime.bird_eye import rotated_nms
 from mmdeploy_ext.runtime.detections import nms
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_lidar_columns, seen_from_above
 from mmdeploy_ext.runtime.geometry import sigmoid

@@ -19,7 +19,7 @@ from mmdeploy_ext.families.monocular.runtime.results import (
     in_original_pixels,
     rows_of_camera,
 )
-from mmdeploy_ext.runtime.bev_nms import rotated_nms
+from mmdeploy_ext.runtime.bird_eye import rotated_nms
 
 if TYPE_CHECKING:
     from mmdeploy_ext.families.monocular.facts import PointsFacts

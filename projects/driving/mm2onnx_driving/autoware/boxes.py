@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.runtime.bev_nms import bev_corners, circle_nms, intersection_area
+from mmdeploy_ext.runtime.bird_eye import bev_corners, circle_nms, intersection_area
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 

@@ -20,7 +20,7 @@ import numpy as np
 from mm2onnx_driving.bevfusion.facts import Circle
 from mmdeploy_ext.base.errors import DataError, ModelFileError, ShapeError
 from mmdeploy_ext.engines import build_backend, build_exact
-from mmdeploy_ext.runtime.bev_nms import circle_nms, rotated_nms
+from mmdeploy_ext.runtime.bird_eye import circle_nms, rotated_nms
 from mmdeploy_ext.runtime.calibration import check_calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_lidar_columns, in_range
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, check_forms, export_files

@@ -49,10 +49,10 @@ PLACES = ('begin', 'map_height', 'map_width')
 
 
 def _eager(table: Tensor, geometry: Tensor, places: Tensor, height: int, width: int) -> Tensor:
-    from mmdeploy_ext.upstream.compat import rotated_region_loops
+    from mmdeploy_ext.upstream.compat import operator_loops
 
     arrays = (tensor.detach().cpu().contiguous().numpy() for tensor in (table, geometry, places))
-    return torch.from_numpy(rotated_region_loops.pooled_regions(*arrays, height, width, False)).to(table)
+    return torch.from_numpy(operator_loops.pooled_regions(*arrays, height, width, False)).to(table)
 
 
 def _rotated_regions(op: Any) -> Callable[..., Any]:
