@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import dataclasses
 import functools
@@ -10,7 +9,7 @@ import io
 import itertools
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -644,21 +643,20 @@ class ChosenSamples(NamedTuple):
     files: Sequence[Path] = ()
 
 
-class Samples(abc.ABC):
+class Samples(Protocol):
     """The samples of a proof: what the user named is checked at once, the rest is read with a model.
 
     Attributes:
-        pictures: (file name, picture as the rule takes it) of each picture; [] for other samples.
+        pictures: (file name, picture as the rule takes it) of each picture; () for other samples.
     """
 
-    pictures: Sequence[tuple[str, np.ndarray]] = ()
+    pictures: Sequence[tuple[str, np.ndarray]]
 
-    @abc.abstractmethod
     def of(self, detector: Detector) -> ChosenSamples:
         """Return the samples; errors have exit status 1."""
 
 
-class PictureSamples(Samples):
+class PictureSamples:
     """Pictures, which are read at once.
 
     Attributes:

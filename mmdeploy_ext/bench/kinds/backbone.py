@@ -9,7 +9,6 @@ from mmdeploy_ext.base.errors import after_weights
 from mmdeploy_ext.bench.kinds.base import INPUTS_INSTEAD, OF_PICTURES, Kind
 from mmdeploy_ext.bench.kinds.sequence import SequenceSamples
 from mmdeploy_ext.engines.registry import check_engine_kind
-from mmdeploy_ext.proving.inputs import ChosenSamples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.bench.kit.local_run import Run
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.families.detector import Detector
-    from mmdeploy_ext.proving.inputs import Samples
+    from mmdeploy_ext.proving.inputs import ChosenSamples, Samples
     from mmdeploy_ext.spec.options import Options
 
 
@@ -34,7 +33,7 @@ class BackboneSamples(SequenceSamples):
     """Voxels of the user's sweeps; a proof adds generated ones."""
 
     def of(self, detector: Detector) -> ChosenSamples:
-        from mmdeploy_ext.proving.inputs import sweep_sets
+        from mmdeploy_ext.proving.inputs import ChosenSamples, sweep_sets
 
         rule, cfg, settings = detector.rule, detector.cfg, detector.settings
         with after_weights():

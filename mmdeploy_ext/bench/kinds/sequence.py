@@ -11,7 +11,6 @@ from mmdeploy_ext.base.errors import ConfigError, DataError, UsageError, after_w
 from mmdeploy_ext.base.files import IMAGE_SUFFIXES
 from mmdeploy_ext.bench.kinds.base import INPUTS_INSTEAD, OF_PICTURES, Kind
 from mmdeploy_ext.engines.registry import check_engine_kind
-from mmdeploy_ext.proving.inputs import ChosenSamples, Samples
 
 if TYPE_CHECKING:
     import argparse
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.bench.kinds.tested import TestedModel
     from mmdeploy_ext.families.base import Family
     from mmdeploy_ext.families.detector import Detector
+    from mmdeploy_ext.proving.inputs import ChosenSamples, Samples
 
 
 # Frames and sweeps of a proof: the user's files, the config's data set, or generated.
@@ -32,7 +32,7 @@ PROOF_SCENES = 3
 """Number of scenes in a proof."""
 
 
-class SequenceSamples(Samples):
+class SequenceSamples:
     """Frames or sweeps.
 
     Attributes:
@@ -40,10 +40,14 @@ class SequenceSamples(Samples):
         count: maximum of frames, or sweeps per path.
     """
 
+    pictures = ()
+
     def __init__(self, family: Family, paths: Sequence[str], frames: int | None, option: str) -> None:
         self.paths, self.count = paths, check_paths(family, paths, frames, option)
 
     def of(self, detector: Detector) -> ChosenSamples:
+        from mmdeploy_ext.proving.inputs import ChosenSamples
+
         with after_weights():
             return ChosenSamples(*proof_samples(detector, self.count, self.paths))
 
