@@ -47,19 +47,18 @@ class ImageReference:
 
         return tested(self.model, images, metas_of(images), rescale)
 
-    def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **options: Any) -> dict[str, np.ndarray]:
-        """Expected outputs of a graph without results; uncompared outputs may be missing."""
-        raise NotImplementedError(f'{type(self).__name__}: has no tensors to compare in the form {form}')
-
-    def expected_tensors(
+    def tensors(
         self,
         feeds: Mapping[str, np.ndarray],
-        tensors: Mapping[str, np.ndarray],
         form: str,
+        given: Mapping[str, np.ndarray] = {},
         **options: Any,
-    ) -> dict[str, np.ndarray] | None:
-        """`tensors` of stages that start from the file's tensors (where results jump), or None."""
-        return None
+    ) -> dict[str, np.ndarray]:
+        """Expected outputs of a graph without results; uncompared outputs may be missing.
+
+        Stages behind a jump, such as a top-k, start from the file's tensors `given`.
+        """
+        raise NotImplementedError(f'{type(self).__name__}: has no tensors to compare in the form {form}')
 
     def inner_inputs(self, feeds: Mapping[str, np.ndarray], form: str) -> dict[str, np.ndarray]:
         """Inputs that another graph computes, e.g. proposals, or {}."""

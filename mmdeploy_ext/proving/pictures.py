@@ -633,19 +633,15 @@ class Pictures(Subject):
         """Return the tensors of a form without results; rows of a top-k in one order."""
         expected, outputs = {}, {}
         if self.compares_values:
-            expected = self.tensors(sample, None, got, again=False)
+            expected = self.tensors(sample, None, got)
             outputs = {name: got.tensors[name] for name in self.spec.output_names if name in got.tensors}
             outputs = sample.data.code.in_order(outputs)
         return dataclasses.replace(want, tensors=expected), dataclasses.replace(got, tensors=outputs), ()
 
-    def tensors(self, sample: Sample, state: Any, got: Step, again: bool = True) -> Mapping[str, np.ndarray]:
-        given, code, form = sample.data, sample.data.code, self.metadata.form
+    def tensors(self, sample: Sample, state: Any, got: Step) -> Mapping[str, np.ndarray]:
+        given, code, sides = sample.data, sample.data.code, {**got.tensors, **got.inner}
         options = options_besides_form(self.detector, self.metadata)
-        expected = code.expected_tensors(given.feeds, {**got.tensors, **got.inner}, form, **options)
-        if expected is None:
-            run = (code.tensors, given.feeds) if again else (given.compute, code.tensors)
-            expected = functools.partial(*run)(form, **options)
-        return code.in_order(expected)
+        return code.in_order(code.tensors(given.feeds, self.metadata.form, given=sides, **options))
 
     def results(self, sample: Sample, state: Any, seed: int | None = PLAIN) -> Sequence[Any]:
         return sample.data.run()

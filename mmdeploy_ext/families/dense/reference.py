@@ -27,8 +27,15 @@ from mmdeploy_ext.spec.tensors import TensorSpec
 
 class DenseReference(ImageReference):
     def tensors(
-        self, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
+        self,
+        feeds: Mapping[str, np.ndarray],
+        form: str,
+        given: Mapping[str, np.ndarray] = {},
+        score_form: str = 'separate',
+        **_: Any,
     ) -> dict[str, np.ndarray]:
+        if form == 'decode' and (maps := raw_maps(self.model, given)):
+            return decoded(self.model, maps, score_form)
         with torch.no_grad():
             image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
             outputs = dict(zip(raw_names(self.model), flat_outputs(self.model, image), strict=True))
@@ -130,18 +137,6 @@ class DenseReference(ImageReference):
                 level = batch[image][end - size : end]
                 found = max(found, num_candidates(level, [size], unlimited))
         return dict(nms_pre=found)
-
-    def expected_tensors(
-        self,
-        feeds: Mapping[str, np.ndarray],
-        tensors: Mapping[str, np.ndarray],
-        form: str,
-        **options: Any,
-    ) -> dict[str, np.ndarray] | None:
-        maps = raw_maps(self.model, tensors)
-        if form != 'decode' or not maps:
-            return None
-        return decoded(self.model, maps, **options)
 
 
 def decoded(

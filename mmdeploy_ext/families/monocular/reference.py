@@ -34,11 +34,18 @@ def metas(images: Sequence[PreparedImage]) -> list[dict[str, Any]]:
 
 
 class MonocularReference(ImageReference):
-    def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-        head = self.model.bbox_head
+    def tensors(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        form: str,
+        given: Mapping[str, np.ndarray] = {},
+        **_: Any,
+    ) -> dict[str, np.ndarray]:
+        head, outputs = self.model.bbox_head, outputs_of(self.model, given) if form == 'decode' else ()
         with torch.no_grad():
-            image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
-            outputs = head(self.model.extract_feat(image))
+            if not outputs:
+                image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
+                outputs = head(self.model.extract_feat(image))
             if not hasattr(head, 'scales'):
                 return {name: maps.cpu().numpy() for name, (maps,) in zip(SMOKE_NAMES, outputs, strict=True)}
             raw = dict(zip(outputs_in_order(head), outputs, strict=True))
@@ -75,23 +82,6 @@ class MonocularReference(ImageReference):
             for index in range(count)
         )
         return {'extract_feat': None, 'bbox_head.forward': PerCall(calls)}
-
-    def expected_tensors(
-        self,
-        feeds: Mapping[str, np.ndarray],
-        given: Mapping[str, np.ndarray],
-        form: str,
-        **_: Any,
-    ) -> dict[str, np.ndarray] | None:
-        outputs = outputs_of(self.model, given) if form == 'decode' else ()
-        if not outputs:
-            return None
-        with torch.no_grad():
-            raw = dict(zip(outputs_in_order(self.model.bbox_head), outputs, strict=True))
-            return {
-                name: array.cpu().numpy()
-                for name, array in decoded_by_mmdet3d(self.model, raw, feeds).items()
-            }
 
     def borders(self) -> dict[str, Any]:
         head = self.model.bbox_head

@@ -26,14 +26,27 @@ TIE = 1e-6
 
 class SoloReference(ImageReference):
     def tensors(
-        self, feeds: Mapping[str, np.ndarray], form: str, layout: str = 'batched', **_: Any
+        self,
+        feeds: Mapping[str, np.ndarray],
+        form: str,
+        given: Mapping[str, np.ndarray] = {},
+        layout: str = 'batched',
+        **_: Any,
     ) -> dict[str, np.ndarray]:
         head = self.model.mask_head
         with torch.no_grad():
             image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
             scores, *rest = _by_mmdet(head, self.model.extract_feat(image))
         named = arrange(head, scores, rest, layout)
-        return {name: tensor.cpu().numpy() for name, tensor in named.items()}
+        named = {name: tensor.cpu().numpy() for name, tensor in named.items()}
+        if form == 'raw' and all(name in given for name in logit_names(head)):
+            levels = [torch.from_numpy(np.array(given[name])) for name in logit_names(head)]
+            expected = flat_cells([points_nms(level) for level in levels]).numpy()
+            scores = flat_cells([level.sigmoid() for level in levels]).numpy()
+            tied = flat_cells([ties(level) for level in levels]).numpy()
+            either = np.where(np.asarray(given['cate_pred']) != 0, scores, 0)  # as the file decided
+            named['cate_pred'] = np.where(tied, either, expected)
+        return named
 
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Instances]:
         instances = []
@@ -94,23 +107,6 @@ class SoloReference(ImageReference):
             for conv, level in zip(head.conv_mask_list, features, strict=True)
         ]
         return {'extract_feat': None, 'mask_head.forward': (masks, scores)}
-
-    def expected_tensors(
-        self,
-        feeds: Mapping[str, np.ndarray],
-        given: Mapping[str, np.ndarray],
-        form: str,
-        **options: Any,
-    ) -> dict[str, np.ndarray] | None:
-        head = self.model.mask_head
-        if form != 'raw' or any(name not in given for name in logit_names(head)):
-            return None
-        levels = [torch.from_numpy(np.array(given[name])) for name in logit_names(head)]
-        expected = flat_cells([points_nms(level) for level in levels]).numpy()
-        scores = flat_cells([level.sigmoid() for level in levels]).numpy()
-        tied = flat_cells([ties(level) for level in levels]).numpy()
-        either = np.where(np.asarray(given['cate_pred']) != 0, scores, 0)  # as the file decided
-        return dict(self.tensors(feeds, form, **options), cate_pred=np.where(tied, either, expected))
 
 
 def ties(logits: torch.Tensor) -> torch.Tensor:

@@ -66,8 +66,18 @@ class TracedReference(ImageReference):
         (result,) = tested(self.model, [image], [meta], rescale=True)
         return result
 
-    def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
-        return self.inner_inputs(feeds, 'post') if form == 'raw' else {}
+    def tensors(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        form: str,
+        given: Mapping[str, np.ndarray] = {},
+        **_: Any,
+    ) -> dict[str, np.ndarray]:
+        if self.end is None or not given:
+            return self.inner_inputs(feeds, 'post') if form == 'raw' else {}
+        with ranked(self.model, {}), self.end.reached(self.model) as found:
+            self.results(*self.last)
+        return {name: one.cpu().numpy()[None] for name, one in found.items() if name in given}
 
     @property
     def end(self) -> End | None:
@@ -80,15 +90,6 @@ class TracedReference(ImageReference):
             f'{self.end.path}() and what follows run in your code, not in the file: it leaves the tensors at '
             f'{self.end.line}; the arguments of the method are compared'
         )
-
-    def expected_tensors(
-        self, feeds: Mapping[str, np.ndarray], tensors: Mapping[str, np.ndarray], form: str, **_: Any
-    ) -> dict[str, np.ndarray] | None:
-        if self.end is None:
-            return None
-        with ranked(self.model, {}), self.end.reached(self.model) as found:
-            self.results(*self.last)
-        return {name: one.cpu().numpy()[None] for name, one in found.items() if name in tensors}
 
     def inner_inputs(self, feeds: Mapping[str, np.ndarray], form: str) -> dict[str, np.ndarray]:
         if form != 'post':

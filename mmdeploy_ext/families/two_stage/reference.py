@@ -72,9 +72,18 @@ class TwoStageReference(ImageReference):
         regions = outputs_of_first(self.model, outputs)
         return mmdet_reference.detections(self.model, images, rescale, regions)
 
-    def tensors(self, feeds: Mapping[str, np.ndarray], form: str, **_: Any) -> dict[str, np.ndarray]:
+    def tensors(
+        self,
+        feeds: Mapping[str, np.ndarray],
+        form: str,
+        given: Mapping[str, np.ndarray] = {},
+        **_: Any,
+    ) -> dict[str, np.ndarray]:
         if form != PROPOSALS:
-            return _region_tensors(self.model, feeds, {})
+            later = {name: array for name, array in given.items() if name.startswith('regions_')}
+            shape = feeds['proposals'].shape[1], 4
+            fits = all(array.ndim == 3 and array.shape[1:] == shape for array in later.values())
+            return _region_tensors(self.model, feeds, later if fits else {})
         with torch.no_grad():
             maps = maps_of(self.model, feeds)
             outputs = [tensor for levels in self.model.rpn_head(maps) for tensor in levels]
@@ -94,20 +103,6 @@ class TwoStageReference(ImageReference):
         rows = stacked([boxes[:, :4].cpu().numpy() for boxes in proposals])
         rows = np.pad(rows, ((0, 0), (0, 1), (0, 0)))  # a row of padding, which must not give a result
         return dict(features, proposals=rows, img_shape=sizes_of(feeds).astype(np.float32))
-
-    def expected_tensors(
-        self,
-        feeds: Mapping[str, np.ndarray],
-        given: Mapping[str, np.ndarray],
-        form: str,
-        **_: Any,
-    ) -> dict[str, np.ndarray] | None:
-        later = {name: array for name, array in given.items() if name.startswith('regions_')}
-        if form == PROPOSALS or not later:
-            return None
-        rows = feeds['proposals'].shape[1]
-        fitting = all(array.ndim == 3 and array.shape[1:] == (rows, 4) for array in later.values())
-        return _region_tensors(self.model, feeds, later) if fitting else None
 
     def candidate_bounds(
         self,
@@ -402,9 +397,6 @@ def sizes_of(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 class TwoStagePanopticReference(TwoStageReference):
-    def expected_tensors(self, *_: Any, **__: Any) -> None:
-        return None
-
     def results(self, images: Sequence[PreparedImage], rescale: bool) -> list[Segments]:
         classes, results = int(self.model.panoptic_fusion_head.num_classes), []
         for image in images:

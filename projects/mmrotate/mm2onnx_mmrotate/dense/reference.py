@@ -29,13 +29,21 @@ class RotatedDenseReference(RotatedReference):
         return facts_of(last_head(self.model)).angle_version
 
     def tensors(
-        self, feeds: Mapping[str, np.ndarray], form: str, score_form: str = 'separate', **_: Any
+        self,
+        feeds: Mapping[str, np.ndarray],
+        form: str,
+        given: Mapping[str, np.ndarray] = {},
+        score_form: str = 'separate',
+        **_: Any,
     ) -> dict[str, np.ndarray]:
         """Return the outputs by name of the form 'raw' or 'decode', by mmrotate's own head, priors and coder.
 
         `feeds` hold `input` (B, 3, H, W) float32, normalised; `score_form` is the option of the file: with
         'product' the scores of the form 'decode' are multiplied by the `factors`, which are left out. Other
         options have no effect. See `decode_by_mmrotate`.
+
+        Boxes of `decode` are in the readings of `given`, the outputs of a file, where rounding decides:
+        the ways to write a rectangle, which are quarter turns apart; `readings.py` has the bars.
         """
         with torch.no_grad():
             image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()).device)
@@ -44,21 +52,7 @@ class RotatedDenseReference(RotatedReference):
                 outputs = decode_by_mmrotate(self.model, outputs)
                 if score_form == 'product' and 'factors' in outputs:
                     outputs['scores'] = outputs['scores'] * outputs.pop('factors')[..., None]
-        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
-
-    def expected_tensors(
-        self,
-        feeds: Mapping[str, np.ndarray],
-        outputs: Mapping[str, np.ndarray],
-        form: str,
-        **options: Any,
-    ) -> dict[str, np.ndarray]:
-        """Return `tensors`, boxes of `decode` in the engine's readings, where rounding decides of two.
-
-        Readings are the ways to write a rectangle, which are quarter turns apart; `readings.py` has the bars
-        within which rounding decides. `outputs` are the engine's by name.
-        """
-        expected, boxes = self.tensors(feeds, form, **options), outputs.get('boxes')
+        expected, boxes = {name: tensor.cpu().numpy() for name, tensor in outputs.items()}, given.get('boxes')
         if boxes is not None and boxes.shape == np.shape(expected.get('boxes')):
             expected['boxes'] = read_as(expected['boxes'], boxes, self.version)
         return expected
