@@ -12,7 +12,6 @@ from dev.zoo.records import EXPORT_KINDS, Outcome, summary_line, zoo_content
 from mmdeploy_ext.base import cli
 from mmdeploy_ext.base.errors import UsageError, one_line
 from mmdeploy_ext.base.files import check_writable, write_json
-from mmdeploy_ext.proving.inputs import read_images
 from mmdeploy_ext.runtime.preprocess import DEFAULT_PICTURE
 from mmdeploy_ext.upstream import compat
 
@@ -110,6 +109,7 @@ def _prove_all(args: argparse.Namespace, groups: Sequence[Sequence[Config]]) -> 
     from dev.zoo import processes
     from dev.zoo.config_proof import Settings
     from mmdeploy_ext.engines.registry import DEFAULT
+    from mmdeploy_ext.proving.inputs import read_images
 
     picture = read_images([DEFAULT_PICTURE], 1)[0]
     engine = DEFAULT.runner_options(threads=1) | dict(plan_memory=False)  # a second plan of all tensors
