@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from mmdeploy_ext.base.commands import CHECKOUT
+from mmdeploy_ext.base.config import config_path
 from mmdeploy_ext.base.errors import (
     COLOURS,
     AbsentPackageError,
@@ -68,7 +69,7 @@ class ArgumentParser(argparse.ArgumentParser):
         output.required, self._output = True, output
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        words = sys.argv[1:] if args is None else list(args)
+        words = [config_path(word) for word in (sys.argv[1:] if args is None else args)]
         output, spelled = self._output, {word.partition('=')[0] for word in words}
         if output is not None and not spelled & {'-h', '--help', '--out', *OUTPUT_SPELLINGS}:
             output.required, self._output = False, None

@@ -35,6 +35,7 @@ def _command(app: str, *texts: str, package: str = 'cli', **settings: Any) -> Co
 
 
 COMMANDS = {
+    'demo': _command('demo_app', 'Export, prove and draw a small trained detector', needs=STACK),
     'run': _command('run_app', 'Run an exported file and draw what it finds'),
     'info': _command('info_app', 'Show the metadata of an exported file'),
     'export': _command(

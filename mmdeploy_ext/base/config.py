@@ -7,6 +7,7 @@ import contextlib
 import copy
 import difflib
 import functools
+import glob
 import hashlib
 import importlib
 import importlib.util
@@ -202,6 +203,27 @@ def mmdet3d_config(relative: str) -> str:
     return mmdet_config(relative, 'mmdet3d')
 
 
+def config_path(word: str | os.PathLike[str]) -> str:
+    """Path of a config; `mmdet::faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py` is one of the installed mmdet."""
+    library, separator, relative = str(word).partition('::')
+    return mmdet_config(relative, library) if separator and library in FITTING_VERSIONS else str(word)
+
+
+def _installed_configs(name: str) -> list[str]:
+    """`mmdet::FOLDER/NAME` of the installed libraries' configs with a file name."""
+    packages = {library: importlib.util.find_spec(library) for library in FITTING_VERSIONS}
+    folders = {
+        library: Path(package.origin).with_name('.mim') / 'configs'
+        for library, package in packages.items()
+        if package and package.origin
+    }
+    return [
+        f'{library}::{file.relative_to(folder).as_posix()}'
+        for library, folder in folders.items()
+        for file in folder.glob(f'*/{name}')
+    ]
+
+
 @contextlib.contextmanager
 def refused_by_name(cfg: Any) -> Iterator[None]:
     """Begin each ConfigError in the block with the file name of `cfg`, once.
@@ -387,7 +409,9 @@ def check_config_file(path: str) -> None:
     if Path(path).is_dir():
         raise ConfigError(f'{path}: is a folder; pass the config file in it')
     if not Path(path).is_file():
-        raise ConfigError(f'{path}: no such config file')
+        found = _installed_configs(glob.escape(Path(path).name))
+        advice = f'; the installed one is {" or ".join(found)}' if found else ''
+        raise ConfigError(f'{path}: no such config file{advice}')
     if Path(path).suffix not in CONFIG_SUFFIXES:
         raise ConfigError(
             f'{path}: is not a config; expected a file ending in {", ".join(CONFIG_SUFFIXES)}; the config '

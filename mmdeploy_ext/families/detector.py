@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.config import (
+    config_path,
     config_sha256,
     load_config,
     refused_by_name,
@@ -169,8 +170,8 @@ def read_config(
                 f'torch.save(state_dict, PATH) writes one'
             )
     compat.apply()
-    cfg_options = dict(cfg_options or {})
-    cfg = load_config(str(config), cfg_options)
+    config, cfg_options = config_path(config), dict(cfg_options or {})
+    cfg = load_config(config, cfg_options)
     family_of_file = _family_of(cfg, file) if file else None
     metadata = _metadata_of(file) if file else None
     if cameras := getattr(metadata and metadata.preprocess, 'num_cameras', 0):
@@ -179,7 +180,7 @@ def read_config(
         family = FAMILIES[TRACED].for_config(cfg)
     else:
         family = find_family(cfg, family_of_file.product if family_of_file else product)
-    detector = Detector(str(config), str(checkpoint), cfg_options, cfg, family, device, weight_layout)
+    detector = Detector(config, str(checkpoint), cfg_options, cfg, family, device, weight_layout)
     if metadata is not None and metadata.options.get(MADE_FOR.name):
         with contextlib.suppress(ModelFileError):  # as above
             fit(detector, exported_options(family, metadata.options))

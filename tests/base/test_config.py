@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmdeploy_ext.base import config
+from mmdeploy_ext.base import cli, config
 from mmdeploy_ext.base.config import config_sha256, load_config
 from mmdeploy_ext.base.errors import ConfigError
 
@@ -141,3 +141,12 @@ def test_rings_of_bases_values_in_themselves_and_exits_are_refused(tmp_path, fil
         (tmp_path / f'{name}.py').write_text(text)
     with pytest.raises(ConfigError, match=named):
         load_config(str(tmp_path / 'a.py'))
+
+
+def test_a_config_of_the_installed_library_has_a_short_name_which_the_refusal_of_its_file_name_says():
+    name = 'mmdet::faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py'
+    path = config.config_path(name)
+    assert Path(path).is_file() and config.config_path(path) == path
+    assert cli.ArgumentParser().parse_known_args([name])[1] == [path]
+    with pytest.raises(ConfigError, match=f'no such config file; the installed one is {name}'):
+        load_config('faster_rcnn_r50_fpn_1x_coco.py')

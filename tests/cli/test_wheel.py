@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import installed_wheel
 
@@ -17,6 +18,12 @@ def test_the_wheel_has_every_file_of_the_package_and_runs(tmp_path):
         path.relative_to(FOLDER.parent).as_posix()
         for path in FOLDER.rglob('*')
         if path.is_file() and path.suffix != LEFT_OUT and '__pycache__' not in path.parts
+    }
+    version = wheel.name.split('-')[1]
+    expected |= {
+        f'mm2onnx-{version}.data/data/{folder}/{Path(file).name}'
+        for folder, files in installed_wheel.data_files().items()
+        for file in files
     }
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if '.dist-info/' not in name} == expected

@@ -39,6 +39,16 @@ def verdict_of(command, *words):
     return json.loads((command.folder / 'verdict.json').read_text())
 
 
+def test_the_first_command_is_proven_and_drawn(installed, tmp_path):
+    installed.folder = tmp_path
+    done = installed('demo')
+    assert (done.returncode, '\nPROVEN ' in done.stdout) == (0, True), done.stdout + done.stderr
+    assert {path.name for path in (tmp_path / 'mm2onnx_demo').iterdir()} == {
+        'atss_toy.onnx',
+        'detections.jpg',
+    }
+
+
 @pytest.mark.parametrize(
     ('library', 'config', 'output', 'with_projects'),
     [('mmdet', SSD, 'm.onnx', False), ('mmdet', SSD, 'm.onnx', True), ('mmdet3d', PILLARS, 'm', True)],

@@ -3,11 +3,13 @@
 import contextlib
 import email
 import importlib.metadata
+import itertools
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 from pathlib import Path
 
@@ -57,14 +59,21 @@ class Command:
 
 def build_wheel(folder):
     """Build the wheel from a copy, in which no older build is; return its path."""
-    for name in SOURCES:
+    for name in (*SOURCES, *itertools.chain(*data_files().values())):
         if (REPOSITORY / name).is_dir():
             ignored = shutil.ignore_patterns('__pycache__')
             shutil.copytree(REPOSITORY / name, folder / 'source' / name, ignore=ignored)
         else:
+            (folder / 'source' / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, folder / 'source' / name)
     pip('wheel', '--no-deps', '--no-build-isolation', '-w', folder, folder / 'source')
     return next(folder.glob('*.whl'))
+
+
+def data_files():
+    """Return folder below the environment -> files of the repository, of what `mm2onnx demo` exports."""
+    text = (REPOSITORY / 'pyproject.toml').read_text(encoding='utf-8')
+    return tomllib.loads(text)['tool']['setuptools']['data-files']
 
 
 def pip(*words):
