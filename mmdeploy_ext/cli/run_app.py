@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmdeploy_ext.runtime.infos import RigFrame
 
 TAKES = dict(
-    images='images, image folders, a film, or a camera index',
+    images='images, image folders, a film, a camera index, or rtsp://...',
     sweeps='LiDAR sweeps (raw float32 points in .bin, or .npy, .pcd), or folders of them',
     frames="frames of several cameras: infos in mmdet3d's format (.pkl or .json)",
     fused="frames of several cameras and a LiDAR: infos in mmdet3d's format (.pkl or .json)",

@@ -48,8 +48,8 @@ PROGRESS_S = 2.0
 """Seconds between two lines of progress."""
 
 
-def plan_film(sources: Sequence[str], out: Path) -> dict[Path, Path]:
-    """Film -> film to write."""
+def plan_film(sources: Sequence[str], out: Path) -> Path:
+    """Return the film to write."""
     if len(sources) > 1:
         raise UsageError(f'{" ".join(sources)}: expected one film or camera')
     if out.suffix and not film.is_video(out) and not out.is_dir():
@@ -57,13 +57,13 @@ def plan_film(sources: Sequence[str], out: Path) -> dict[Path, Path]:
     source = Path(sources[0])
     target = out if film.is_video(out) and not out.is_dir() else out / f'{source.stem}_det.mp4'
     check_outputs({'--out': [target]}, {'the film': [source] if source.is_file() else []})
-    return {source: target}
+    return target
 
 
 def run_film(
     args: argparse.Namespace,
     backend: OnnxRuntimeBackend,
-    targets: Mapping[Path, Path],
+    target: Path,
     cameras: Mapping[str, np.ndarray],
 ) -> list[dict[str, Any]]:
     """Draw the results of each picture and return its --json entry; Ctrl-C ends the film of a camera."""
@@ -71,10 +71,9 @@ def run_film(
     from mmdeploy_ext.runtime.detect import detect
     from mmdeploy_ext.runtime.preprocess.cam2img import camera_for
 
-    ((path, target),) = targets.items()
-    source, classes = str(path), backend.metadata.classes
+    source, classes = args.images[0], backend.metadata.classes
     is_camera = film.is_camera(source)
-    cam2img = camera_for(cameras, path) if cameras else None
+    cam2img = camera_for(cameras, Path(source)) if cameras else None
     stopped = contextlib.suppress(KeyboardInterrupt) if is_camera else contextlib.nullcontext()
     entries: list[dict[str, Any]] = []
     with film.open_film(source) as capture:
@@ -144,7 +143,7 @@ def main(argv: Sequence[str] | None = None, runner: str = 'run', description: st
 def make_parser(
     description: str,
     model: str = '',
-    images: str = 'image files or folders, a film, or the index of a camera',
+    images: str = 'image files or folders, a film, the index of a camera, or the address of one',
 ) -> argparse.ArgumentParser:
     parser = cli.ArgumentParser(description=description)
     parser.add_argument('model', help=model or f'ONNX file written by {tool("export")}')
@@ -194,8 +193,9 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
     from mmdeploy_ext.runtime.preprocess.cam2img import read_cameras
 
     films = [source for source in args.images if is_film(source)]
-    targets = plan_film(args.images, args.out) if films else plan_pictures(args.images, args.out)
-    check_targets(args, targets.values())
+    film_out = plan_film(args.images, args.out) if films else None
+    targets = {} if films else plan_pictures(args.images, args.out)
+    check_targets(args, targets.values() if film_out is None else [film_out])
     check_damage([args.model])
     cameras = read_cameras(args.cameras) if args.cameras else {}
     threads = args.threads or 0
@@ -203,8 +203,8 @@ def run_files(args: argparse.Namespace, runner: str) -> int:
         check_file(args.model, backend.metadata, runner)
         check_cameras(args, backend.metadata)
         start = time.perf_counter()
-        if films:
-            entries = run_film(args, backend, targets, cameras)
+        if film_out is not None:
+            entries = run_film(args, backend, film_out, cameras)
         else:
             strict = getattr(args, 'strict', False)
             settings = dict(score_thr=args.score_thr, cameras=cameras, strict=strict)

@@ -23,6 +23,10 @@ OTHER_FILES = ('.avi', '.gif', '.jpg', '.mkv', '.mov', '.png', '.webm')
 
 FILMS = ('.mp4', '.avi', '.m4v', '.mkv', '.mov', '.mpeg', '.mpg', '.webm', '.wmv')
 """Suffixes of films that are read."""
+CODES = 'avc1', 'vp09', 'mp4v'
+"""Codecs of a film in the order in which they are tried; browsers play the first two."""
+STREAMS = 'rtsp://', 'rtsps://', 'rtmp://', 'http://', 'https://', 'udp://'
+"""Beginnings of the address of a network camera."""
 DEFAULT_FPS = 30.0
 """Frames per second of a source that states none."""
 
@@ -32,8 +36,8 @@ def is_video(out: Path) -> bool:
 
 
 def is_camera(source: str) -> bool:
-    """Return whether a word is the index of a camera."""
-    return source.isdecimal() and not Path(source).exists()
+    """Return whether a word is the index of a camera, or the address of one."""
+    return source.startswith(STREAMS) or (source.isdecimal() and not Path(source).exists())
 
 
 def is_film(source: str) -> bool:
@@ -50,7 +54,8 @@ def open_film(source: str) -> Iterator[cv2.VideoCapture]:
         raise ImageError(f'{source}: no such film')
     level = cv2.setLogLevel(0)  # the error says it in one line
     try:
-        capture = cv2.VideoCapture(int(source) if is_camera(source) else str(Path(source).absolute()))
+        file = source if is_camera(source) else str(Path(source).absolute())
+        capture = cv2.VideoCapture(int(file) if file.isdecimal() else file)
     finally:
         cv2.setLogLevel(level)
     try:
@@ -97,11 +102,19 @@ def _open_video(out: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.stem}.') as folder:
         # OpenCV chooses the container by the suffix, so the unfinished file needs a folder, not a suffix
         unfinished, video = Path(folder) / 'video.mp4', cv2.VideoWriter()
-        code, sizes = cv2.VideoWriter_fourcc(*'mp4v'), []
+        sizes: list[tuple[int, ...]] = []
+
+        def opened(size: tuple[int, ...]) -> bool:
+            level = cv2.setLogLevel(0)  # most builds of OpenCV have no H.264, and say so
+            try:
+                codes = (cv2.VideoWriter_fourcc(*code) for code in CODES)
+                return any(video.open(str(unfinished), code, fps, size) for code in codes)
+            finally:
+                cv2.setLogLevel(level)
 
         def write(image: np.ndarray) -> None:
             sizes.append(image.shape[1::-1])
-            if not video.isOpened() and not video.open(str(unfinished), code, fps, sizes[0]):
+            if not video.isOpened() and not opened(sizes[0]):
                 raise UsageError(
                     f'--out {out}: this OpenCV cannot write mp4; pass a folder to write PNG files'
                 )

@@ -1,5 +1,9 @@
 """`mm2onnx run` of a film or a camera: each picture gets the detections of the picture alone."""
 
+import functools
+import http.server
+import threading
+
 import cv2
 import pytest
 
@@ -68,6 +72,18 @@ def test_a_camera_runs_until_it_is_interrupted_and_leaves_a_whole_film(folder, t
     assert len(found_in('0', '--out', tmp_path / 'films', tmp_path)['frames']) == COUNT
     monkeypatch.undo()
     assert len(pictures_of(tmp_path / 'films/0_det.mp4')) >= COUNT
+
+
+def test_the_address_of_a_camera_is_read_and_the_film_plays_in_a_browser(folder, tmp_path):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}/drive.mp4'
+        assert len(found_in(address, '--out', tmp_path / 'films', tmp_path)['frames']) == COUNT
+        server.shutdown()
+    written = cv2.VideoCapture(str(tmp_path / 'films/drive_det.mp4'))
+    code = int(written.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, 'little').decode()
+    assert code.lower() in ('avc1', 'h264', 'vp90')
 
 
 @pytest.mark.parametrize(
