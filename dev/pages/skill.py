@@ -63,8 +63,8 @@ def skill_text() -> str:
     return TEXT.format(
         description=_found(readme, r'^(mm2onnx exports .*?computes\.)'),
         commands='\n'.join(_command(page, start) for page, start in COMMANDS),
-        folder=_found(readme, r'\| (`--out FOLDER`) \| \[Cameras\]'),
-        parts=_found(readme, r'\| (`--parts [^`]*`) \|'),
+        folder=_found(readme, r'(`--out FOLDER`)'),
+        parts=_found(readme, r'(`--parts [^`]*`)'),
         targets=f'`{MADE_FOR.with_value(first)}` (or {others})',
         parts_page=_link('parts.md', 'Parts of any detector'),
         engines=_link('engines.md', 'Which form for which engine'),
