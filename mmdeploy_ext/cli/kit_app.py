@@ -36,8 +36,8 @@ DESCRIPTIONS = {
 def build_parser(subject: str = shared.DETECTOR) -> cli.ArgumentParser:
     parser, is_parts = shared.parser_of(subject, DESCRIPTIONS, build_parser), subject == shared.PARTS
     add, nargs = cli.adder(parser), None if is_parts else '?'
-    add('onnx_file m.onnx|FOLDER', 'the ONNX file, or the folder of an export of several files', nargs=nargs)
     cli.add_fields(parser, ModelRequest, 'config checkpoint', nargs=nargs)
+    add('onnx_file m.onnx|FOLDER', 'the ONNX file, or the folder of an export of several files', nargs=nargs)
     cli.add_fields(parser, ModelRequest, 'cfg_options device')
     add('--out KIT', 'folder to write; new or empty', writes='', required=is_parts)
     add('--licence WORDS', 'licence of --samples, for the README')
@@ -69,12 +69,13 @@ def build_parser(subject: str = shared.DETECTOR) -> cli.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    shared.take_file_first(args)
     if args.subject == shared.PARTS:
         return _write(args, write_of_parts)
     if args.serve:
         return _serve(args)
     if not (args.onnx_file and args.out and (args.module or (args.config and args.checkpoint))):
-        raise UsageError('expected m.onnx CONFIG CHECKPOINT --out KIT, m.onnx --module ..., or --serve KIT')
+        raise UsageError('expected CONFIG CHECKPOINT m.onnx --out KIT, m.onnx --module ..., or --serve KIT')
     if args.module:
         return _write(args, write_of_module)
     shared.refuse_options(args, build_parser(), shared.OF_MODULES.split(), 'requires --module')

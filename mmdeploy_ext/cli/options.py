@@ -44,6 +44,13 @@ def subject_by_option(words: Sequence[str], subjects: Sequence[str]) -> str:
     return next((subject for subject in subjects if OPTION_OF[subject] in options), DETECTOR)
 
 
+def take_file_first(args: argparse.Namespace) -> None:
+    """Take FILE CONFIG CHECKPOINT, as in kit and precision of 0.3, and FILE alone."""
+    first = args.config
+    if first and (Path(first).suffix == '.onnx' or Path(first).is_dir()):
+        args.config, args.checkpoint, args.onnx_file = args.checkpoint, args.onnx_file, first
+
+
 def parser_of(
     subject: str, descriptions: Mapping[str, str], build: Callable[[str], cli.ArgumentParser]
 ) -> cli.ArgumentParser:

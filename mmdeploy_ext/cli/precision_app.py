@@ -33,15 +33,15 @@ def build_parser() -> cli.ArgumentParser:
         'and report which modules stay float32 and why.'
     )
     add = cli.adder(parser)
-    add('model m.onnx', 'float32 file, or folder of graphs, that mm2onnx exported')
     cli.add_fields(parser, ProofRequest, shared.MODEL)
+    add('onnx_file m.onnx', 'float32 file, or folder of graphs, that mm2onnx exported')
     add(
         '--to PRECISION...',
         'fp16, bf16 or int8; int8 fp16: INT8, with float16 for the rest',
         choices=PRECISIONS,
         required=True,
     )
-    cli.add(parser, '--out --output FILE', 'file or folder to write (default: MODEL with .fp16.onnx ...)')
+    cli.add(parser, '--out --output FILE', 'file or folder to write (default: m.fp16.onnx ...)')
     add('--dry-run', 'only find the plan, write no file')
     add('--json FILE', 'write the plan as JSON', writes='{}')
     add('--keep-results SHARE', f'share of the results to keep (default: {KEEP_RESULTS})', KEEP_RESULTS)
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from mmdeploy_ext.exporting.precision_plan import with_plan
 
     cli.wait_passively()
+    shared.take_file_first(args)
     precisions = [name for name in PRECISIONS if name in args.to]
     if {'fp16', 'bf16'} <= {*precisions}:
         raise UsageError('--to fp16 bf16: a file can have only one of them; omit one')
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f'--keep-results {least:g}: expected a share above 0 and up to 1, e.g. {KEEP_RESULTS}'
         )
-    source = Path(args.model)
+    source = Path(args.onnx_file)
     output = Path(
         args.out or source.with_name(f'{source.name.removesuffix(".onnx")}.{precisions[0]}{source.suffix}')
     )
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             {'--out': [output / path.name for path in inputs] if source.is_dir() else [output]},
             {'the input': inputs},
         )
-    request = shared.request_of(ProofRequest, args, onnx_file=args.model)
+    request = shared.request_of(ProofRequest, args)
     detector = read_detector(request)
     quantiser = calibrated(args) if 'int8' in precisions else {}
     metric = args.keep_metric[0] if args.keep_metric else ''
@@ -138,7 +139,7 @@ def calibrated(args: argparse.Namespace) -> dict[str, Any]:
     from mmdeploy_ext.graphs.passes.fp16 import of_opset
     from mmdeploy_ext.spec.metadata import read_metadata
 
-    path = find_graph(Path(args.model))
+    path = find_graph(Path(args.onnx_file))
     images = calibration_set(
         path, read_metadata(str(path)), args.calibrate, args.data_root, args.calibration_images
     )

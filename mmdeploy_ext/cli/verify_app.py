@@ -52,6 +52,7 @@ def build_parser(subject: str = shared.DETECTOR) -> cli.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
+    shared.take_file_first(args)
     if args.subject == shared.PARTS:
         return parts_app.run_verify(args)
     cli.wait_passively()

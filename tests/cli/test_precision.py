@@ -38,7 +38,7 @@ def half(single, tmp_path_factory):
     """The file in float16 and its report."""
     folder = tmp_path_factory.mktemp('half')
     files = ['--out', str(folder / 'half.onnx'), '--json', str(folder / 'plan.json')]
-    assert main([single, CONFIG, CHECKPOINT, '--to', 'fp16', *files, '--images', str(PICTURE)]) == 0
+    assert main([CONFIG, CHECKPOINT, single, '--to', 'fp16', *files, '--images', str(PICTURE)]) == 0
     return folder / 'half.onnx', read_json(folder / 'plan.json')
 
 

@@ -16,7 +16,7 @@ def atss(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp('atss')
     kit, outputs = folder / 'kit', folder / 'outputs'
-    assert kit_app.main(['demo/atss_toy.onnx', *ATSS, '--out', str(kit)]) == 0
+    assert kit_app.main([*ATSS, 'demo/atss_toy.onnx', '--out', str(kit)]) == 0
     command = [sys.executable, str(kit / 'run_onnxruntime.py'), str(outputs)]
     subprocess.run(command, check=True, capture_output=True, cwd=folder)
     return kit, outputs
