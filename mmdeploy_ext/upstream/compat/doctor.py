@@ -1,15 +1,16 @@
 """The installation: versions, abilities and faults, each with the command that fixes it.
 
-Each library is tried in a process of its own, so that a crash is a line of the table.
+The libraries are tried in one process. Those that it does not reach, because one fails or crashes, are tried
+in a process each, so that a crash is a line of the table.
 """
 
 import argparse
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -86,12 +87,20 @@ _PROBES = {
     ),
     'mmdet imports': (_COMPAT + 'import mmdet.apis, mmdet.datasets; print("yes")', 'make env'),
     'mmdet3d imports': (_COMPAT + 'import mmdet3d.apis, mmdet3d.models; print("yes")', 'make env'),
-    PATCHES: (
-        _COMPAT + 'import torchvision, mmdet.apis, mmdet3d.datasets\n'
-        'print(", ".join(patch.name for patch in compat.effective()) or "none needed")',
-        'make env',
-    ),
 }
+_PATCHES = (
+    _COMPAT + 'import torchvision, mmdet.apis, mmdet3d.datasets\n'
+    'print(", ".join(patch.name for patch in compat.effective()) or "none needed")'
+)
+_ALL = """
+import contextlib, io, json, sys
+for name, code in json.loads(sys.argv[1]).items():
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(code, {})
+    print(json.dumps([name, (said.getvalue().strip().splitlines() or [''])[-1]]), flush=True)
+"""
+"""Program that runs the probes of its argument, and says what each found."""
 
 
 def installed_version(distribution: str) -> str | None:
@@ -130,14 +139,7 @@ def check_version(distribution: str, expected: str, frozen: bool = False) -> Fin
 def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Finding:
     """Run code in a fresh interpreter; the finding is its last line on stdout, or on stderr if it fails."""
     try:
-        process = subprocess.run(
-            [sys.executable, '-W', 'ignore', '-c', code],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(__file__).parents[3],
-            timeout=timeout_s,
-        )
+        process = _python(timeout_s, code)
     except subprocess.TimeoutExpired:
         return Finding(name, f'no answer in {timeout_s:.0f} s', '', 'problem', fix)
     if process.returncode < 0:
@@ -147,28 +149,49 @@ def probe(name: str, code: str, fix: str = '', timeout_s: float = 120) -> Findin
     return Finding(name, lines[-1], '', 'problem' if failed else 'ok', fix if failed else '')
 
 
-def examine(runtime_only: bool = False, progress: Callable[[str], None] = lambda name: None) -> list[Finding]:
-    """All findings; `runtime_only` leaves out PyTorch and OpenMMLab. `progress` is called by two threads."""
+def probe_all(probes: Mapping[str, str], timeout_s: float = 120) -> dict[str, str]:
+    """Run probes in one interpreter; return what was found up to the first that fails."""
+    try:
+        said = _python(timeout_s, _ALL, json.dumps(probes)).stdout
+    except subprocess.TimeoutExpired:
+        return {}
+    lines = (line for line in said.splitlines() if line.startswith('["'))
+    return dict(json.loads(line) for line in lines)
+
+
+def _python(timeout_s: float, code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[3],
+        timeout=timeout_s,
+    )
+
+
+def examine(runtime_only: bool = False, patches: bool = False) -> list[Finding]:
+    """All findings; `runtime_only` leaves out PyTorch and OpenMMLab, `patches` adds those in effect."""
     findings = [check_python(), *(check_version(*item) for item in RUNTIME.items())]
+    probes = dict(_RUNTIME_PROBES)
     if not runtime_only:
         findings += [check_version(*item) for item in EXPORT.items()]
         findings += [check_version(*item, frozen=True) for item in FROZEN.items()]
-    probes = [(name, code, fix) for name, (code, fix) in _RUNTIME_PROBES.items()]
-    if not runtime_only:
-        probes += [(name, code, fix) for name, (code, fix) in _PROBES.items()]
+        probes |= _PROBES
+        if patches:
+            probes[PATCHES] = _PATCHES, 'make env'
     for distribution, extra, name, code in filter(None, (row.doctor for row in BACKENDS.values())):
         install = f"pip install '.[{extra}]'"
         if installed_version(distribution):
-            probes.append((name, code, install))
+            probes[name] = code, install
         else:
             findings.append(Finding(name, 'not installed', 'optional', 'absent', install))
-
-    def run(arguments: tuple[str, str, str]) -> Finding:
-        progress(arguments[0])
-        return probe(*arguments)
-
-    with ThreadPoolExecutor(2) as pool:  # each is a process of its own, of up to 1 GB
-        return findings + list(pool.map(run, probes))
+    found = probe_all({name: code for name, (code, _) in probes.items()})
+    for name, (code, fix) in probes.items():
+        if name not in found:
+            print(f'checking {name} ...', file=sys.stderr)
+        findings.append(Finding(name, found[name]) if name in found else probe(name, code, fix))
+    return findings
 
 
 def print_report(findings: Sequence[Finding]) -> None:
@@ -181,9 +204,9 @@ def print_report(findings: Sequence[Finding]) -> None:
     for f in [f for f in findings if f.name != PATCHES or f.verdict == 'problem']:
         table.add_row(f.name, escape(f.found), f.expected, f'[{colours[f.verdict]}]{f.verdict}[/]')
     cli.stdout().print(table)
-    patches = ', '.join(f.found for f in findings if f.name == PATCHES and f.verdict == 'ok').split(', ')
-    for patch in [patch for patch in compat.apply() if patch.name in patches]:
-        print(f'patched: {patch.name}: {patch.reason}')
+    for found in [f.found.split(', ') for f in findings if f.name == PATCHES and f.verdict == 'ok']:
+        for patch in [patch for patch in compat.apply() if patch.name in found]:
+            print(f'patched: {patch.name}: {patch.reason}')
     problems = [f for f in findings if f.verdict == 'problem']
     for f in problems:
         expected = f' (expected {f.expected})' if f.expected else ''
@@ -210,6 +233,9 @@ def build_parser() -> argparse.ArgumentParser:
         help='only what running an exported model needs (default where no part of PyTorch and OpenMMLab is '
         'installed)',
     )
+    parser.add_argument(
+        '--patches', action='store_true', help='also list the patches of the libraries, with their reasons'
+    )
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the findings to FILE')
     return parser
 
@@ -220,9 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     exports = any(installed_version(name) for name in (*EXPORT, *FROZEN))
-    findings = examine(
-        args.runtime or not exports, progress=lambda name: print(f'checking {name} ...', file=sys.stderr)
-    )
+    findings = examine(args.runtime or not exports, args.patches)
     healthy = all(finding.verdict != 'problem' for finding in findings)
     if args.json:
         content = dict(healthy=healthy, findings=[asdict(f) for f in findings])

@@ -66,3 +66,15 @@ def test_exit_status_report_and_json(monkeypatch, capsys, tmp_path, verdict, sta
     assert 'patched: numpy_aliases' in out and 'patched: mmdet3d' not in out
     written = json.loads((tmp_path / 'new/d.json').read_text())
     assert written['healthy'] == (not status) and written['findings'][0]['found'] == '3.0'
+
+
+def test_a_library_that_crashes_is_a_line_and_the_others_are_tried(monkeypatch):
+    probes = {
+        'first': ('print(1)', ''),
+        'crashes': ('import os; os.abort()', 'again'),
+        'last': ('print(3)', ''),
+    }
+    monkeypatch.setattr(doctor, '_RUNTIME_PROBES', probes)
+    found = {finding.name: finding for finding in doctor.examine(runtime_only=True)}
+    assert [found[name].verdict for name in probes] == ['ok', 'problem', 'ok']
+    assert found['last'].found == '3' and found['crashes'].found == 'crashed with signal 6'
