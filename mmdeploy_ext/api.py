@@ -295,7 +295,7 @@ def built(detector: Detector, options: Options, request: ExportRequest) -> tuple
         try:
             refuse(detector.cfg, DETECTOR)
         except ConfigError as unclaimed:
-            raise untraceable(unclaimed, refusal) from refusal
+            raise ConfigError(untraceable(unclaimed, refusal)) from refusal
     if is_traced or not kind.traces or options.form != 'full':
         raise refusal
     try:
@@ -306,19 +306,19 @@ def built(detector: Detector, options: Options, request: ExportRequest) -> tuple
         if is_users:
             kind_of(traced.family).check(traced, chosen)
     except Mm2OnnxError as error:
-        raise untraceable(refusal, error) from error
+        raise ConfigError(untraceable(refusal, error)) from error
     if not is_users:
         raise refusal
     traced.refused = str(refusal)
     return traced, chosen
 
 
-def untraceable(refusal: ConfigError, error: Mm2OnnxError) -> ConfigError:
+def untraceable(refusal: str | ConfigError, error: Mm2OnnxError) -> str:
     """Return the refusal of a model by its family, with the reason why its test path is not traced."""
     if str(error) == str(refusal):
-        return refusal
+        return str(refusal)
     reason = re.sub(r'^[^ ]+\.py: ', '', str(error))
-    return ConfigError(f'{refusal}; its test path cannot be traced: {reason}')
+    return f'{refusal}; its test path cannot be traced: {reason}'
 
 
 @contextlib.contextmanager
@@ -329,8 +329,7 @@ def traced_instead(detector: Detector) -> Iterator[None]:
     except (ConfigError, ExportError) as error:
         if not detector.refused:
             raise
-        reason = f'{detector.refused}; its test path cannot be traced: {error}'
-        raise type(error)(reason) from error
+        raise type(error)(untraceable(detector.refused, error)) from error
 
 
 def plan_of_export(

@@ -83,7 +83,8 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {
     'streampetr': (f'{STREAMS}/StreamPETR/stream_petr_r50_704_bs2_seq_428q_nui_60e.py', {}),
     'vad': (f'{STREAMS}/VAD/VAD_tiny_stage_2.py', {}),
 }
-"""Folder of projects/driving/mm2onnx_driving/ -> config and options of the files in its README."""
+"""Folder in one of `FOLDERS` -> config and options of the files in its README."""
+FOLDERS = ROOT / 'projects/driving/mm2onnx_driving', ROOT / 'mmdeploy_ext/families'
 CAMERAS = ('bevdet', 'bevformer', 'petr', 'sparse4d', 'sparsedrive', 'streampetr')
 """Systems with a table of their own in `CAMERA_PAGE`."""
 
@@ -208,7 +209,7 @@ def main() -> None:
     compat.apply()
     write_between(PAGE, 'contracts', '\n' + '\n'.join(section(*one) for one in ROWS))
     for name, (config, chosen) in SYSTEMS.items():
-        page = ROOT / 'projects/driving/mm2onnx_driving' / name / 'README.md'
+        page = next(path for folder in FOLDERS if (path := folder / name / 'README.md').is_file())
         write_between(page, 'tensors', f'\n{of_system(config, chosen)}\n')
         if name in CAMERAS:
             write_between(CAMERA_PAGE, name, f'\n{of_camera_model(config, chosen)}\n')

@@ -271,7 +271,8 @@ class TracedFamily(ImageFamily):
         given = dict(zip(INPUTS, tensors, strict=True))
         cut = self.layout(model).cut
         with torch.no_grad():
-            given |= zip(cut.names, Network(model, cut)(given['input']), strict=False)
+            *maps, _, _ = Network(model, cut)(given['input'])
+        given |= zip(cut.names, maps, strict=True)
         of_batch = {
             name: one.expand(options.batch, *one.shape[1:]).contiguous() if one.dim() > 1 else one
             for name, one in given.items()

@@ -96,8 +96,8 @@ class TracedReference(ImageReference):
             return {}
         with torch.no_grad():
             image = torch.from_numpy(feeds['input']).to(next(self.model.parameters()))
-            maps = Network(self.model, self.cut)(image)
-        return {name: one.cpu().numpy() for name, one in zip(self.cut.names, maps, strict=False)}
+            *maps, _, _ = Network(self.model, self.cut)(image)
+        return {name: one.cpu().numpy() for name, one in zip(self.cut.names, maps, strict=True)}
 
     def file_results(
         self,
@@ -110,7 +110,7 @@ class TracedReference(ImageReference):
         given = as_tensors(self.model, outputs)
         if metadata.form == 'decode':
             names = self.layout.candidates[-2:]
-            given = {name: given[one][0] for name, one in zip(names, CANDIDATES, strict=False)}
+            given = {name: given[one][0] for name, one in zip(names, CANDIDATES[:2], strict=True)}
         elif metadata.form != 'raw':
             return None
         with substituted(self.model, self._started(given)):

@@ -84,10 +84,10 @@ def check_detector(model: Mapping[str, Any]) -> None:
         if not model.get(key):
             raise ConfigError(f'model.{key} is missing; {detector.__name__} needs one')
     if 'rpn_head' not in keys and model['roi_head'].get('mask_head'):
-        raise ConfigError(f'model.roi_head.mask_headis not supported for {detector.__name__}; remove it')
+        raise ConfigError(f'model.roi_head.mask_head is not supported for {detector.__name__}; remove it')
     if upstream is detectors.TridentFasterRCNN and model['roi_head'].get('test_branch_idx') == -1:
         raise ConfigError(
-            'model.roi_head.test_branch_idx=-1is not supported; set the index of one branch of TridentNet'
+            'model.roi_head.test_branch_idx=-1 is not supported; set the index of one branch of TridentNet'
         )
 
 
@@ -106,7 +106,7 @@ def check_roi_head(roi_head: nn.Module, key: str = 'rcnn') -> None:
         box_head = part_of(roi_head, 'bbox_head', stage)
         boxes.check_head(box_head)
         if not has_grid and not getattr(box_head, 'with_reg', True):
-            raise ConfigError('model.roi_head.bbox_head.with_reg=Falseis supported only in a GridRoIHead')
+            raise ConfigError('model.roi_head.bbox_head.with_reg=False is supported only in a GridRoIHead')
         if roi_head.with_mask:
             check_extractor(part_of(roi_head, 'mask_roi_extractor', stage))
             masks.check_head(part_of(roi_head, 'mask_head', stage))
