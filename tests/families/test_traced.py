@@ -1,6 +1,8 @@
 """A detector's own test path as one file: exported, proven and run like any other."""
 
+import copy
 import dataclasses
+import importlib
 
 import numpy as np
 import onnx
@@ -16,6 +18,7 @@ from mmdet.models.detectors import ATSS
 from torch import nn
 
 import mmdeploy_ext
+import toy_two_stage
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ExportError, UsageError
 from mmdeploy_ext.cli import export_app, run_app
@@ -95,10 +98,14 @@ class HeadThatMergesInNumpy(ATSSHead):
         ((boxes, labels),) = super().get_bboxes(*args, **kwargs)
         return [self.merged(boxes, labels)]
 
+    least = 0.06
+
     def merged(self, boxes, labels):
-        rows = np.array(boxes.cpu().numpy())
-        kept = [index for index, row in enumerate(rows) if row[4] > 0.06]
-        return torch.from_numpy(rows[kept]), torch.from_numpy(np.array(labels.cpu().numpy())[kept])
+        def kept(rows):
+            return [index for index, row in enumerate(np.array(rows.cpu().numpy())) if row[4] > self.least]
+
+        rows = kept(boxes)
+        return boxes[rows], labels[rows]
 
 
 def test_a_graph_ends_where_code_leaves_the_tensors_and_the_verdict_says_so(tmp_path):
@@ -178,6 +185,29 @@ def test_masks_that_code_sorts_by_class_in_numpy_are_proven(tmp_path):
     assert read_metadata(path).spec.output_names == ['scores', 'labels', 'masks', 'valid']
     verdict = exported.prove()
     assert verdict.proven, verdict.claim
+
+
+def test_boxes_of_one_score_are_suppressed_in_the_order_of_their_places_as_by_onnx():
+    draw = torch.Generator().manual_seed(0)
+    corners = torch.randint(200, (3000, 2), generator=draw).float()
+    boxes, labels = torch.cat([corners, corners + 20], 1), torch.randint(5, (3000,), generator=draw)
+    scores = torch.randint(1, 4, (3000,), generator=draw) / 3
+    order, cfg = scores.argsort(descending=True, stable=True), dict(type='nms', iou_threshold=0.5)
+    _, best = batched_nms(boxes[order], torch.arange(3000.0, 0, -1), labels[order], cfg)
+    with ranked(nn.Module(), {}):
+        dets, keep = importlib.import_module('mmcv.ops.nms').batched_nms(boxes, scores, labels, cfg)
+    assert torch.equal(keep, order[best]) and torch.equal(dets[:, 4], scores[keep])
+
+
+def test_masks_of_a_small_picture_are_pasted_where_its_boxes_are_also_without_its_scale():
+    family, model = TracedFamily(), copy.deepcopy(toy_two_stage.seeded('mask'))
+    family.layout(model, traced=True)
+    for rescale in (True, False):
+        images = toy_two_stage.images(2)
+        sizes = family.feeds(images, rescale)['ori_shape'].tolist()
+        results = family.reference(model).results(images, rescale)
+        assert [list(one.masks.shape[1:]) for one in results] == sizes
+        assert all(one.masks.any((1, 2)).mean() > 0.9 for one in results)
 
 
 def test_a_trace_is_written_by_torchscript_alone(tmp_path):

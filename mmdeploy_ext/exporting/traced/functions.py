@@ -252,7 +252,12 @@ def ranked_nms(mode: Ranking) -> Any:
 
             proposes = not any(name.startswith('rois_') for name in mode.found)
             mode.entered.append((proposes, len(scores), kept))
-            return function(boxes, scores, idxs, nms_cfg, *args, **kwargs)
+            if not nms_cfg or nms_cfg.get('type', 'nms') != 'nms' or nms_cfg.get('score_threshold'):
+                return function(boxes, scores, idxs, nms_cfg, *args, **kwargs)
+            ranks = torch.empty_like(scores)  # mmcv sorts equal scores in any order, ONNX by their places
+            ranks[scores.sort(descending=True, stable=True)[1]] = torch.arange(len(scores), 0, -1).to(scores)
+            dets, keep = function(boxes, ranks, idxs, nms_cfg, *args, **kwargs)
+            return torch.cat([dets[:, :-1], scores[keep, None]], 1), keep
 
         return nms
 

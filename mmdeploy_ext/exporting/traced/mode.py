@@ -153,8 +153,9 @@ def methods_outwards() -> list[tuple[Any, str]]:
     """Return object and name of each method that runs, innermost first."""
     found, frame = [], sys._getframe(1)
     while frame is not None:
-        if (owner := frame.f_locals.get('self')) is not None:
-            found.append((owner, frame.f_code.co_name))
+        owner, name = frame.f_locals.get('self'), frame.f_code.co_name
+        if hasattr(type(owner), name):  # a function inside of a method has the method's `self`
+            found.append((owner, name))
         frame = frame.f_back
     return found
 

@@ -591,6 +591,12 @@ class Layout:
     def suppresses(self) -> bool:
         return any(name.startswith('nms_scores') for name in self.borders)
 
+    @property
+    def has_box_masks(self) -> bool:
+        """Whether the results are boxes with masks in their frames."""
+        dtype, _ = self.outputs.get('masks', ('', 0))
+        return dtype == 'float32' and 'dets' in self.outputs
+
 
 UNKNOWN = '', ''
 """Candidates of a layout of one run: a head may suppress nothing without a result."""

@@ -135,7 +135,7 @@ class TracedFamily(ImageFamily):
             choices = [sizes] if size is None else [sizes, [size, size]]
             found[traced] = first_layout(model, choices, layout_of if traced else outline_of)
         self.task = task_of(model, found[traced], traced)
-        self.has_box_masks = has_box_masks(found[traced])
+        self.has_box_masks = found[traced].has_box_masks
         self.reads_ori_shape = self.task != 'bbox2d' or 'ori_shape' in found[traced].used
         return found[traced]
 
@@ -190,7 +190,7 @@ class TracedFamily(ImageFamily):
         spec = self._traced_spec(model, options)
         if not options.paste_masks:
             return spec
-        if not has_box_masks(self.layout(model)):
+        if not self.layout(model).has_box_masks:
             options.refuse([PASTE_MASKS], 'the results have no masks in the frame of boxes')
         outputs = {tensor.name: tensor for tensor in spec.outputs}
         outputs['masks'] = pasting.pasted_output(*outputs['masks'].axes[:2])
@@ -319,7 +319,7 @@ class TracedFamily(ImageFamily):
         return TracedFacts(
             num_classes=self.num_classes(model) or None,
             max_per_img=self.max_per_img(model),
-            mask_thr=mask_threshold(test_cfg) if has_box_masks(layout) else None,
+            mask_thr=mask_threshold(test_cfg) if layout.has_box_masks else None,
             test_cfg=test_cfg,
             escapes=tuple(map(line_of, layout.escapes)),
             difference=layout.difference,
@@ -336,8 +336,7 @@ class TracedFamily(ImageFamily):
 
     def feeds(self, images: Sequence[PreparedImage], rescale: bool) -> dict[str, np.ndarray]:
         if self.has_box_masks:
-            sizes = np.asarray([image.ori_shape for image in images], np.int64)
-            return image_graphs.feeds(images, rescale) | dict(ori_shape=sizes)
+            return image_graphs.feeds_with_sizes(images, rescale)
         feeds = image_graphs.feeds(images, rescale)
         return image_graphs.mask_feeds(images, rescale) | feeds if self.reads_ori_shape else feeds
 
@@ -395,12 +394,6 @@ def head_of_priors(cfg: Any) -> nn.Module | None:
         key, settings = 'rpn_head', settings.get('rpn')
     head = detector_parts.tested_head(cfg, key, settings) if cfg.model.get(key) else None
     return head if getattr(head, 'prior_generator', None) is not None else None
-
-
-def has_box_masks(layout: Layout) -> bool:
-    """Whether the results are boxes with masks in their frames."""
-    dtype, _ = layout.outputs.get('masks', ('', 0))
-    return dtype == 'float32' and 'dets' in layout.outputs
 
 
 def mask_threshold(test_cfg: Any) -> float:

@@ -22,6 +22,7 @@ from mmdeploy_ext.exporting.traced.whole import (
     layouts_of,
     leaves,
 )
+from mmdeploy_ext.families.common.image_graphs import pasted_size
 from mmdeploy_ext.families.common.mmdet_reference import (
     boxes_of_classes,
     instances_of_classes,
@@ -54,13 +55,19 @@ class TracedReference(ImageReference):
         if self.end:  # not compared: the rest is the user's code
             empty = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
             return [Detections(*empty) for _ in images]
-        return [results_of(result, image) for result, image in zip(found, images, strict=True)]
+        return [results_of(result, self.size_of(image)) for result, image in zip(found, images, strict=True)]
+
+    def size_of(self, image: PreparedImage) -> tuple[int, int]:
+        """Return h, w of the results."""
+        is_pasted = self.layout is not None and self.layout.has_box_masks
+        return pasted_size(image, self.last[1]) if is_pasted else tuple(image.ori_shape)
 
     def result(self) -> Any:
         """Return what the test path gives for the image `self.image` of `self.last`."""
         images, rescale = self.last
         image = images[self.image]
         (meta,) = metas_of([image])
+        meta['ori_shape'] = *self.size_of(image), 3
         # the graph divides by a scale of 1 without `scale_factor`
         meta['scale_factor'] = np.asarray(meta['scale_factor'] if rescale else np.ones(4), np.float32)
         (result,) = tested(self.model, [image], [meta], rescale=True)
@@ -278,7 +285,7 @@ def as_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> dict[str,
     return {name: torch.from_numpy(np.array(array)).to(like) for name, array in floats.items()}
 
 
-def results_of(result: Any, image: PreparedImage) -> Detections | Instances:
+def results_of(result: Any, size: tuple[int, int]) -> Detections | Instances:
     if not isinstance(result, tuple):
         return boxes_of_classes(result)
-    return instances_of_classes(*result, tuple(image.ori_shape))
+    return instances_of_classes(*result, size)
