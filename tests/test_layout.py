@@ -42,9 +42,14 @@ EXPLAINED = {
     r'\bTies\(': ['proving.explain'],
     r'\bwithout_limits\(': ['proving.explain'],
     r'proving\.float64 import': ['proving.explain', 'proving.difference'],
-    r"'proving'\)": ['proving.loop'],
 }
-"""What explains a difference, and the loop over samples -> the modules that name it."""
+"""What explains a difference -> the modules that name it."""
+OVER_SAMPLES = {
+    'proving.loop': 'the loop',
+    'proving.modules': 'runs the module on all samples first: what varies tells ties from constants',
+    'proving.parts.record': 'records the calls of parts',
+}
+"""Module of proving -> why it iterates over samples."""
 LAZY = {
     'mmdeploy_ext': {
         'mmdeploy_ext.api',
@@ -164,9 +169,19 @@ def test_ties_limits_and_float64_are_named_where_differences_are_explained():
         assert found == {f'{PACKAGE}.{place}' for place in places}, words
 
 
-def test_the_loop_of_proofs_needs_numpy_alone():
+def test_a_proof_iterates_over_samples_in_the_loop():
+    found = {
+        name.removeprefix(f'{PACKAGE}.')
+        for name, path in modules().items()
+        if package_of(name) == 'proving' and re.search(r'\btracked\(', path.read_text(encoding='utf-8'))
+    }
+    assert found == OVER_SAMPLES.keys()
+
+
+def test_the_loop_of_proofs_and_the_kits_subject_need_numpy_alone():
     code = (
-        'import sys; sys.modules.update(torch=None, mmcv=None, onnx=None); import mmdeploy_ext.proving.loop'
+        'import sys; sys.modules.update(torch=None, mmcv=None, onnx=None); '
+        'import mmdeploy_ext.proving.loop, mmdeploy_ext.bench.kit.judge'
     )
     subprocess.run([sys.executable, '-c', code], check=True, cwd=REPOSITORY)
 

@@ -102,13 +102,6 @@ class ImageReference:
         """Tensors of `substitutes` not in `borders`, and the reason; or ''."""
         return ''
 
-    def ranking(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """`substitutes` that rank queries as the file did; or {}.
-
-        Rounding swaps nearly equal scores, which moves all results.
-        """
-        return {}
-
     def counts(self, tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
         """Most rows of an image at each inner limit, by its name in the facts, maybe after 'rpn.'."""
         return {}

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.base.cli import tracked
 from mmdeploy_ext.base.errors import LoadError, ModelFileError
 from mmdeploy_ext.base.files import sha256_onnx
 from mmdeploy_ext.engines import title_of
 from mmdeploy_ext.exporting.precision_plan import before_plan
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.contracts import contract_of
-from mmdeploy_ext.proving import file_checks
+from mmdeploy_ext.proving import file_checks, loop
 from mmdeploy_ext.proving.drive_run import (
     FULL_DRIVE,
     MAX_DRAWN,
@@ -26,7 +25,6 @@ from mmdeploy_ext.proving.drive_run import (
     DriveLength,
     Drives,
 )
-from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.metrics import compare_metrics
 from mmdeploy_ext.proving.not_shown import Watch, count_voxels
 from mmdeploy_ext.proving.preprocessing import compare_prepared, compare_voxels
@@ -49,7 +47,7 @@ from mmdeploy_ext.runtime.geometry import invert_pose
 from mmdeploy_ext.runtime.tasks import bbox3d
 from mmdeploy_ext.spec.matching import too_few, total_reasons
 from mmdeploy_ext.spec.metadata import least_precision, read_metadata
-from mmdeploy_ext.spec.results import Bars, Case, DetectionRow, bars_of, tensor_text
+from mmdeploy_ext.spec.results import FLOAT32, Bars, Case, DetectionRow, bars_of, tensor_text
 from mmdeploy_ext.spec.tensors import GraphSpec
 
 if TYPE_CHECKING:
@@ -330,7 +328,7 @@ def unusual_cases(sides: Sides, first: Sweep) -> list[Case]:
     plain = reference.plain_sample(rule, first)
     subject = Sweeps(sides, reference, [*reference.special_samples(rule, first), plain], plain)
     subject.again = -1
-    return compare(subject)[0]
+    return loop.compare(subject)[0]
 
 
 def best_scores_row(expected: Detections3D, detections: Detections3D) -> DetectionRow:
@@ -352,8 +350,6 @@ FAR = dict(offset_m=(7e5, 4e6, 500.0), turn_rad=0.7)
 """A place as in UTM, with float32 steps of 0.25 m, and another heading."""
 FRAME_S = 0.5
 """Seconds between frames without times, as between key frames of nuScenes."""
-NEW_SCENE = 'the first frame again'
-"""Scene of the first frame when it is recorded again; it makes a detector reset its memory."""
 NEAR_M = 100.0
 """Metres: scenes that start nearer to the origin stay."""
 
@@ -437,19 +433,16 @@ def metrics(
 
 def ask(detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None:
     """Run PyTorch on the proof's samples, for `detector.recording`."""
-    (files, options), samples = read_files(detector, paths), chosen.samples
-    family, reference = detector.family, contract_of(detector.family, options).reference(detector.model)
-    stepper, first = RecordedStepper(detector, reference), None
+    (files, options), family = read_files(detector, paths), detector.family
+    metadata = [file.metadata for file in files]
+    reference = RecordedStepper(detector, contract_of(family, options).reference(detector.model))
     if family.memory:
-        stepper.reset()
-        moments = not family.memory_spec(files[-1].metadata.postprocess).tensors
-        samples = NearOrigin(samples, with_moments=moments)
-    for sample in tracked(samples, len(samples), 'asking'):
-        stepper.step(sample)
-        first = first or sample
-    if first is not None:  # like the proof: run it again after a reset
-        stepper.reset()
-        stepper.step(dataclasses.replace(first, scene_token=NEW_SCENE) if family.memory else first)
+        memory = family.memory_spec(metadata[-1].postprocess)
+        frames = NearOrigin(chosen.samples, with_moments=not memory.tensors)
+        loop.ask(Drives(reference, dict(teacher=None), output_spec(metadata), memory=memory, frames=frames))
+    else:
+        sides = Sides(detector, metadata[-1], reference, None, output_spec(metadata), FLOAT32)
+        loop.ask(Sweeps(sides, reference, chosen.samples))
 
 
 def special_frames(
@@ -460,7 +453,7 @@ def special_frames(
 ) -> tuple[list[Case], list[str]]:
     """Judge frames with one part of the rig changed, or plain images."""
     drives = drives_of(dict(teacher=runner), length=DriveLength(1, 0), frames=[*frames])
-    _, again, _ = compare(drives)
+    _, again, _ = loop.compare(drives)
     if not drives.given:
         return [], []
     row = drives.finish()['teacher']

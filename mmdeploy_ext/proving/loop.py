@@ -15,6 +15,7 @@ from mmdeploy_ext.spec.results import Case, failed_detections
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from mmdeploy_ext.proving.subject import Sample, Step, Subject
@@ -28,28 +29,46 @@ def compare(subject: Subject) -> tuple[list[Case], list[str], Clock]:
 
     Returns cases, reasons beyond single rows, and times of 'reference' and of the mode, '' as 'file'.
     """
-    cases, clock, kept = [], Clock(), None
-    for modes in subject.modes:
-        state, own = None, {}
-        entries = subject.entries(modes[0])
-        for index, entry in enumerate(tracked(entries, len(entries), 'proving')):
-            sample = subject.sample(entry, index, modes[0])
-            if sample.alone:
-                state, own = None, {}
-            want = clock.run('reference', functools.partial(subject.want, sample, state))
-            for mode in modes:
-                sample = dataclasses.replace(sample, mode=mode)
-                before = own.get(mode) if mode.startswith('free') else state
-                run = functools.partial(subject.got, sample, before)
-                got = attempt(functools.partial(clock.run, mode or 'file', run))
-                case = judge(subject, sample, want, got, state)
-                if index == subject.again and mode == subject.modes[0][0]:
-                    kept = (entry, index, mode), want, got, case
-                if (case := subject.judged(sample, want, got, case)) is not None:
-                    cases.append(case)
-                own[mode] = subject.after(sample, want, got)
-            state = want.state
+    cases, clock, kept, own = [], Clock(), None, {}
+    for given, modes, sample, state, want in _wanted(subject, clock, 'proving'):
+        if sample.alone:
+            own = {}
+        for mode in modes:
+            sample = dataclasses.replace(sample, mode=mode)
+            before = own.get(mode) if mode.startswith('free') else state
+            run = functools.partial(subject.got, sample, before)
+            got = attempt(functools.partial(clock.run, mode or 'file', run))
+            case = judge(subject, sample, want, got, state)
+            if given[1:] == (subject.again, subject.modes[0][0]) and mode == modes[0]:
+                kept = given, want, got, case
+            if (case := subject.judged(sample, want, got, case)) is not None:
+                cases.append(case)
+            own[mode] = subject.after(sample, want, got)
     return cases, [] if kept is None else _reasons_of_another_run(subject, *kept), clock
+
+
+def ask(subject: Subject) -> None:
+    """Run PyTorch alone on the samples of `compare`, and the same one again, for a recording."""
+    again = None
+    for given, _, _, _, _ in _wanted(subject, Clock(), 'asking'):
+        if given[1:] == (subject.again, subject.modes[0][0]):
+            again = given
+    if again is not None:
+        subject.want(subject.sample(*again), None)
+
+
+def _wanted(subject: Subject, clock: Clock, title: str) -> Iterator[tuple[Any, ...]]:
+    """Yield arguments of `sample`, the modes, the sample, PyTorch's memory before it and its step."""
+    for modes in subject.modes:
+        state, entries = None, subject.entries(modes[0])
+        for index, entry in enumerate(tracked(entries, len(entries), title)):
+            given = entry, index, modes[0]
+            sample = subject.sample(*given)
+            if sample.alone:
+                state = None
+            want = clock.run('reference', functools.partial(subject.want, sample, state))
+            yield given, modes, sample, state, want
+            state = want.state
 
 
 def _reasons_of_another_run(
@@ -107,10 +126,6 @@ def judge(
         named = (dataclasses.replace(row, image=f'{row.image}, against ONNX Runtime') for row in engines)
         case = dataclasses.replace(case, engines=tuple(named))
     detections = matched(subject, sample.titles, want.results, got.results, run, run)
-    if started and not all(row.passed for row in detections) and (ranked := started.ranked()) is not None:
-        detections = matched(subject, sample.titles, ranked, got.results, run)
-        note = f"{case.name}: PyTorch's queries were ordered as in the file; the scores show the difference"
-        case = dataclasses.replace(case, notes=(*case.notes, note))
     return dataclasses.replace(case, detections=detections)
 
 

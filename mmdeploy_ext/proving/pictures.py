@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from mmdeploy_ext.base.cli import tracked
 from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.base.errors import (
     ConfigError,
@@ -43,7 +42,7 @@ from mmdeploy_ext.exporting.substitution import (
 from mmdeploy_ext.families.base import exported_options
 from mmdeploy_ext.families.detector import TRACED, check_picture_options, rule_of
 from mmdeploy_ext.families.detector_files import make_metadata
-from mmdeploy_ext.proving import file_checks
+from mmdeploy_ext.proving import file_checks, loop
 from mmdeploy_ext.proving.inputs import (
     BATCHES,
     plain_inputs,
@@ -52,7 +51,6 @@ from mmdeploy_ext.proving.inputs import (
     with_plain_picture,
     zoomed_input,
 )
-from mmdeploy_ext.proving.loop import judge
 from mmdeploy_ext.proving.metrics import compare_metrics
 from mmdeploy_ext.proving.not_shown import Watch, counts_of_images, limits_of
 from mmdeploy_ext.proving.preprocessing import compare_pictures
@@ -387,11 +385,8 @@ def ask(detector: Detector, paths: Sequence[str], chosen: ChosenSamples) -> None
     (file, options), pictures = read_picture_file(detector, paths[0]), list(chosen.samples)
     compare_preparation(detector, file.metadata, chosen.files, pictures[0][1])
     inputs, _ = picture_inputs(detector, file, options, pictures)
-    inputs.append(input_of(inputs[smallest(inputs)]))  # like the proof
-    for entry in tracked(inputs, len(inputs), 'asking'):
-        reference = entry if isinstance(entry, InputReference) else InputReference(detector, entry)
-        reference.results  # noqa: B018 computed on demand
-        reference.forget()
+    with open_backend({}, file) as backend:
+        loop.ask(Pictures(detector, backend, None, inputs))
 
 
 def metrics(
@@ -563,7 +558,7 @@ def run_case(given: InputReference, backend: Backend, beside: Backend | None = N
     """Judge an engine on one input; `beside`: ONNX Runtime with the same file, for inner tensors."""
     subject = Pictures(given.detector, backend, beside, [given])
     sample = subject.sample(given.input, 0, '')
-    return judge(subject, sample, subject.want(sample, None), attempt(lambda: subject.got(sample, None)))
+    return loop.judge(subject, sample, subject.want(sample, None), attempt(lambda: subject.got(sample, None)))
 
 
 class Pictures(Subject):
@@ -656,10 +651,6 @@ class Pictures(Subject):
             with substituted(model, instead):
                 return given.run()
 
-        def ranked() -> Sequence[Any] | None:
-            order = code.ranking({**got.tensors, **got.inner})
-            return results(order) if order else None
-
         def at_borders(calls: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:
             named = [of(calls[path]) for path, of in code.borders().items() if calls.get(path)]
             found = {name: tensor for one in named for name, tensor in one.items() if name in got.inner}
@@ -681,7 +672,6 @@ class Pictures(Subject):
             sides,
             again,
             between,
-            ranked,
             whole=(bool(sides[0]) or self.compares_values) and not code.unjudged(),
         )
 

@@ -144,7 +144,6 @@ class Started:
         tensors: PyTorch's tensors and the file's.
         again: computes the former again.
         between: returns task, title, PyTorch's and the file's results between or beside the stages.
-        ranked: returns the results if only the order of queries is the file's.
         whole: all that it started from was compared itself.
         notes: what it could not do.
     """
@@ -153,7 +152,6 @@ class Started:
     tensors: tuple[Arrays, Arrays] = ({}, {})
     again: Callable[[], Arrays] = dict
     between: Callable[[], Sequence[tuple[str, str, Any, Any]]] = list
-    ranked: Callable[[], Sequence[Any] | None] = lambda: None
     whole: bool = True
     notes: Sequence[str] = ()
 

@@ -289,7 +289,7 @@ def test_what_is_computed_from_the_files_tensors_never_changes_the_next_step(ada
     expected = {**want.tensors, **want.probe}
     started = subject.on(sample, got)
     if started is not None:
-        started.again(), started.between(), started.ranked()
+        started.again(), started.between()
         if started.results is not None:
             started.results()
     again = subject.want(first(subject)[0], state)

@@ -10,7 +10,7 @@ import torch
 
 from marking import in_suite
 from mmdeploy_ext.api import ProofRequest, ask_read, prove_read, read_detector
-from mmdeploy_ext.proving.frames import NEW_SCENE
+from mmdeploy_ext.proving.drive_run import NEW_SCENE
 from mmdeploy_ext.proving.recorded import record
 from mmdeploy_ext.proving.recorded.calls import corners_of
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
