@@ -1,8 +1,7 @@
-"""Write the table of kits that were judged on this machine: python -m dev.pages.judged_kits FOLDER PAGE.
+"""Print the table of kits that were judged on this machine: python -m dev.pages.judged_kits FOLDER.
 
 `tools/analysis_tools/judge_engines.sh` fills FOLDER: a folder `kit` per model, and for each precision a
-verdict (`fp32.json`), or without one the output of `mm2onnx judge` (`fp32.log`). The table goes between the
-marks `<!-- judged -->` of PAGE.
+verdict (`fp32.json`), or without one the output of `mm2onnx judge` (`fp32.log`).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from dev.pages.tables import table, write_between
+from dev.pages.tables import table
 
 HEADINGS = ('graph', 'precision', 'inputs', 'verdict', 'first failure', 'time')
 
@@ -28,15 +27,15 @@ def row(model: Path, name: str, precision: str) -> list[object]:
     return [name, precision, content['inputs'], claim, failures[0] if failures else '', time]
 
 
-def main(folder: str, page: str) -> None:
-    """Write the table of all models below a folder into a page."""
+def main(folder: str) -> None:
+    """Print the table of all models below a folder."""
     models = sorted(path.parent for path in Path(folder).rglob('kit') if path.is_dir())
     rows = [
         row(model, model.relative_to(folder).as_posix(), precision)
         for model in models
         for precision in ('fp32', 'fp16')
     ]
-    write_between(Path(page), 'judged', table(HEADINGS, rows))
+    print(table(HEADINGS, rows))
 
 
 if __name__ == '__main__':

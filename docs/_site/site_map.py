@@ -17,12 +17,12 @@ CONTENTS = {
             'docs/traced', 'docs/mmdet3', 'docs/recorded', 'projects/mmrotate/README',
         ],
         'Engines and devices': [
-            'docs/engines', 'docs/device', 'docs/any-module', 'docs/autoware', 'docs/accuracy-and-speed',
-            'docs/troubleshooting', 'docs/glossary',
+            'docs/engines', 'docs/device', 'docs/any-module', 'docs/autoware', 'docs/troubleshooting',
+            'docs/glossary',
         ],
         'Develop': [
-            'docs/parts', 'docs/own-family', 'docs/architecture', 'CONTRIBUTING', 'docs/other-tools',
-            'CHANGELOG', 'demo/checkpoints/README',
+            'docs/parts', 'docs/own-family', 'docs/architecture', 'CONTRIBUTING', 'CHANGELOG',
+            'demo/checkpoints/README',
         ],
         'Reference': ['docs/zoo', 'docs/forks', 'docs/benchmarks', 'docs/reference/index', 'docs/SKILL'],
         '中文': ['README_zh-CN'],

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Export the trained toys, make a kit of each, run it on an engine of this machine in float32 and float16, and judge it:
-# judge_engines.sh PYTHON ENGINE PAGE, for example .venv/bin/python tensorrt docs/engines.md. PAGE gets the table.
+# judge_engines.sh PYTHON ENGINE, for example .venv/bin/python tensorrt. Prints the table.
 set -euo pipefail
-python=$1 engine=$2 page=$3 out=work_dirs/judged_$2
+python=$1 engine=$2 out=work_dirs/judged_$2
 "$python" -c "from mmdeploy_ext.bench.kit.local_run import device_of; print(device_of('$engine'))"
 judged() { # NAME CONFIG CHECKPOINT [EXPORT OPTIONS]
     local name=$1 config=$2 checkpoint=$3 file=$out/$1/model; shift 3
     case $name in */*) file=$file.onnx;; esac
     "$python" tools/deployment/pytorch2onnx.py "$config" "$checkpoint" "$@" --out "$file"
-    "$python" -m mmdeploy_ext kit "$file" "$config" "$checkpoint" --out "$out/$name/kit"
+    "$python" -m mmdeploy_ext kit "$config" "$checkpoint" "$file" --out "$out/$name/kit"
     for precision in fp32 fp16; do
         "$python" -m mmdeploy_ext judge "$out/$name/kit" "$out/$name/$precision" --run "$engine" --precision $precision \
             --json "$out/$name/$precision.json" >"$out/$name/$precision.log" 2>&1 || true
@@ -24,4 +24,4 @@ toy mask_rcnn full --max-candidates 500 --max-proposals 500
 judged stream_petr projects/configs/StreamPETR/stream_petr_toy.py demo/checkpoints/stream_petr_toy.pth
 judged centerpoint projects/configs/BEVFusion/centerpoint_toy.py demo/checkpoints/centerpoint_toy.pth --sparse-form tables
 judged bevfusion projects/configs/BEVFusion/bevfusion_toy.py demo/checkpoints/bevfusion_toy.pth --sparse-form tables
-"$python" -m dev.pages.judged_kits "$out" "$page"
+"$python" -m dev.pages.judged_kits "$out"
