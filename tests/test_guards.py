@@ -270,7 +270,7 @@ ELSEWHERE = (
     'work_dirs/',
 )  # fmt: skip
 """Paths in libraries and in repositories of users."""
-OF_OTHERS = 'CHANGELOG.md', 'docs/forks.md', 'docs/zoo/no-family.md', 'docs/zh-CN/forks.md'
+OF_OTHERS = 'CHANGELOG.md', 'docs/forks.md', 'docs/zoo-configs.md', 'docs/zh-CN/forks.md'
 """Pages about files of other repositories, or of older versions."""
 
 

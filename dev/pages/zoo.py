@@ -1,4 +1,4 @@
-"""Write the pages about the zoo: docs/zoo.md, docs/zoo/ and projects/mmrotate/README.md.
+"""Write the pages about the zoo: docs/zoo.md, docs/zoo-configs.md and projects/mmrotate/README.md.
 
 `python -m dev.pages.zoo FOLDER...` puts the records of folders, each the `--out` of
 tools/analysis_tools/zoo.py, into the JSON files of `DATA` and writes the pages. Without FOLDER the pages are
@@ -43,6 +43,7 @@ DATA = {
     '': ROOT / 'docs/zoo.json',
 }
 """First word of a config's name -> file of its record; '' stands for all other names."""
+CONFIGS = ROOT / 'docs/zoo-configs.md'
 MMDET3 = ROOT / 'docs/mmdet3.json'
 """Counts of mmdet 3's configs, of dev/mmdet3_configs.py, and comparisons of both versions."""
 USUAL_SIZE = (320, 448)
@@ -64,10 +65,9 @@ EXPLANATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of detectors: a row of docs/zoo.md, and a page.
+    """A kind of detectors: a row of docs/zoo.md, and a table of docs/zoo-configs.md.
 
     Attributes:
-        page: stem of its page in docs/zoo/.
         title: English name.
         families: families of its configs.
         tasks: tasks of its configs, see `Record.task`; () for all.
@@ -76,7 +76,6 @@ class Kind:
         in_3d: whether results are boxes in 3D, which differ by metres and not by IoU.
     """
 
-    page: str
     title: str
     families: tuple[str, ...]
     tasks: tuple[str, ...] = ()
@@ -88,26 +87,25 @@ class Kind:
 ANCHORS = 'anchor3d', 'mvxnet'
 CAMERAS = 'bevformer', 'petr', 'petrv2', 'streampetr', 'sparse4d', 'bevfusion_det'
 PICTURES_3D = 'monocular', 'smoke', 'imvoxelnet'
-NO_FAMILY = Kind('no-family', 'Cannot be built, or of no family', ())
+NO_FAMILY = Kind('Cannot be built, or of no family', ())
 KINDS = (
-    Kind('one-stage', 'One-stage detectors', ('dense',)),
-    Kind('two-stage', 'Two-stage detectors: boxes', ('two_stage',), ('bbox2d',)),
-    Kind('two-stage-masks', 'Two-stage detectors: masks', ('two_stage',), ('boxed_mask',)),
+    Kind('One-stage detectors', ('dense',)),
+    Kind('Two-stage detectors: boxes', ('two_stage',), ('bbox2d',)),
+    Kind('Two-stage detectors: masks', ('two_stage',), ('boxed_mask',)),
     Kind(
-        'queries',
         'Detectors of queries: boxes and masks',
         ('query',),
         ('bbox2d', 'mask', 'boxed_mask'),
         ('DETR', 'DeformableDETR', 'SparseRCNN', 'QueryInst'),
     ),
-    Kind('panoptic', 'Panoptic segmentation', ('two_stage', 'query'), ('panoptic',)),
-    Kind('solo', 'SOLO, SOLOv2, Decoupled SOLO', ('solo',)),
-    Kind('yolact', 'YOLACT', ('yolact',), detectors=('YOLACT',)),
-    Kind('corner', 'CornerNet, CentripetalNet', ('corner',), detectors=('CornerNet',)),
-    Kind('lidar-anchors', 'LiDAR: anchors', ANCHORS, any_input=True, in_3d=True),
-    Kind('lidar-centres', 'LiDAR: centres', ('centerpoint',), any_input=True, in_3d=True),
-    Kind('one-camera', 'One camera: boxes in 3D', PICTURES_3D, in_3d=True),
-    Kind('many-cameras', 'Several cameras: boxes in 3D', CAMERAS, any_input=True, in_3d=True),
+    Kind('Panoptic segmentation', ('two_stage', 'query'), ('panoptic',)),
+    Kind('SOLO, SOLOv2, Decoupled SOLO', ('solo',)),
+    Kind('YOLACT', ('yolact',), detectors=('YOLACT',)),
+    Kind('CornerNet, CentripetalNet', ('corner',), detectors=('CornerNet',)),
+    Kind('LiDAR: anchors', ANCHORS, any_input=True, in_3d=True),
+    Kind('LiDAR: centres', ('centerpoint',), any_input=True, in_3d=True),
+    Kind('One camera: boxes in 3D', PICTURES_3D, in_3d=True),
+    Kind('Several cameras: boxes in 3D', CAMERAS, any_input=True, in_3d=True),
 )
 
 
@@ -166,8 +164,9 @@ def kind_row(kind: Kind, records: Sequence[Record]) -> list[object]:
     """Return the row of a kind."""
     count = count_records(records)
     untried = [one for one in records if one.proven and one.dynamic is None and not one.own_kernels]
+    anchor = re.sub(r'[^\w\- ]', '', kind.title.lower()).replace(' ', '-')
     return [
-        f'[{kind.title}](zoo/{kind.page}.md)',
+        f'[{kind.title}](zoo-configs.md#{anchor})',
         count.configs,
         count.fixed,
         count.fixed if kind.any_input else count.dynamic,
@@ -212,49 +211,40 @@ def worst(
     return choose(measured) if measured else None
 
 
-# ---- docs/zoo/
+# ---- docs/zoo-configs.md
 
 
-def kind_page(kind: Kind, records: Sequence[Record]) -> str:
-    """Return the page that lists the configs of a kind."""
-    count = count_records(records)
-    summary = f'**{count.fixed} of {count.configs} configs are proven'
-    summary += f', {count.dynamic} of them at any size too.**' if count.dynamic else '.**'
-    if count.own_kernels:
-        summary += f' {count.own_kernels} more are marked with `*`.'
-    text = f"""[The zoo](../zoo.md)
+def configs_page(records: Sequence[Record]) -> str:
+    """Return the page with a row for each config, which the site's script filters."""
+    text = f"""# All configs of the zoo
 
-# {kind.title}
-
-{summary}
-
-Errors are the worst of all pairs of results. Inputs were traced at {USUAL_SIZE[0]}x{USUAL_SIZE[1]} unless a size is given. `*`: proven against a kernel of this project. "Also" lists configs that differ from a row only in settings for training.
+{len(records)} configs of [the zoo](zoo.md): search this page for a config, a head, a backbone or a reason. Errors are the worst of all pairs of results. Inputs were traced at {USUAL_SIZE[0]}x{USUAL_SIZE[1]} unless a size is given. `*`: proven against a kernel of this project, because mmcv lacks one on a CPU. "=": only settings for training differ from that config.
 """  # noqa: E501
-    errors = ['worst tensor error', 'worst distance, mm'] if kind.in_3d else ['worst IoU']
-    numbers = ['matched', *errors, 'worst score difference']
-    headings = ['config', 'one size', 'any size', *numbers]
-    for head in sorted({record.parts['head'] for record in records}):
-        of_head = [record for record in records if record.parts['head'] == head]
-        names = {record.config for record in of_head}
-        own = [record for record in of_head if record.same_as not in names]
-        rows = [config_row(record, kind.in_3d) for record in own]
-        text += f'\n## {head or "Heads unknown"}\n\n{table(headings, rows, right=numbers)}'
-        for record in own:
-            if same := [_name(one) for one in of_head if one.same_as == record.config]:
-                text += f'\n- Also as {_name(record)}: {", ".join(same)}'
-        text += '\n' if text[-1] != '\n' else ''
-    if rows := reasons(records):
-        text += f"""
+    numbers = ['matched', 'worst error']
+    headings = ['config', 'head', 'backbone', 'one size', 'any size', *numbers]
+    for kind, of_kind in by_kind(records).items():
+        proven = {record.config for record in of_kind}
+        rows = [config_row(record, kind.in_3d, record.same_as in proven) for record in of_kind]
+        text += f'\n## {kind.title}\n\n{table(headings, rows, right=numbers)}'
+    text += f"""
 ## Why not
 
-{table(['config', 'form', 'reason', 'what was said'], rows)}"""
+{table(['config', 'form', 'reason', 'what was said'], reasons(records))}"""
     return text
 
 
-def config_row(record: Record, in_3d: bool) -> list[str]:
-    """Return the row of a config."""
-    outcomes = [outcome for outcome in (record.fixed, record.dynamic) if outcome]
-    compared = [outcome for outcome in outcomes if outcome.inputs]
+def config_row(record: Record, in_3d: bool, is_same: bool) -> list[str]:
+    """Return the row of a config; `is_same`: it has the results of `record.same_as`, which has a row."""
+    parts = [record.parts.get(part, '').replace('+', ', ') for part in ('head', 'backbone')]
+    verdicts = [_verdict(record.fixed) + (' *' if record.own_kernels else ''), _verdict(record.dynamic)]
+    if is_same and record.proven:
+        return [_name(record), *parts, *verdicts, f'= {_name(record.same_as)}', '']
+    return [_name(record), *parts, *verdicts, *figures(record, in_3d)]
+
+
+def figures(record: Record, in_3d: bool) -> list[str]:
+    """Return matched results and worst errors of a config, for cells."""
+    compared = [outcome for outcome in (record.fixed, record.dynamic) if outcome and outcome.inputs]
     matched = ''
     if compared:
         matched = f'{sum(one.matched for one in compared)}/{sum(one.reference for one in compared)}'
@@ -264,24 +254,19 @@ def config_row(record: Record, in_3d: bool) -> list[str]:
     iou, score, tensor, distance_m = (
         worst(compared, 'iou', min), *(worst(compared, name) for name in ('score', 'rel', 'distance'))
     )  # fmt: skip
-    errors = ['' if iou is None else f'{iou:.6f}']
-    if in_3d:
-        errors = [
-            '' if tensor is None else f'{tensor:.1e}',
-            '' if distance_m is None else f'{1e3 * distance_m:.3f}',
-        ]
-    return [
-        _name(record),
-        _verdict(record.fixed) + (' *' if record.own_kernels else ''),
-        _verdict(record.dynamic),
-        matched,
-        *errors,
-        '' if score is None else f'{score:.1e}',
-    ]
+    words = [] if iou is None or in_3d else [f'IoU {iou:.6f}']
+    if in_3d and distance_m is not None:
+        words.append(f'{1e3 * distance_m:.3f} mm')
+    if score is not None:
+        words.append(f'score {score:.1e}')
+    if in_3d and tensor is not None:
+        words.append(f'tensor {tensor:.1e}')
+    return [matched, ', '.join(words)]
 
 
-def _name(record: Record) -> str:
-    return f'`{record.config.removesuffix(".py")}`'
+def _name(record: Record | str) -> str:
+    config = record if isinstance(record, str) else record.config
+    return f'`{config.removesuffix(".py")}`'
 
 
 def _verdict(outcome: Outcome | None) -> str:
@@ -321,35 +306,6 @@ def _short(why: str) -> str:
     return re.sub(r'([|<>_*`\[\]])', r'\\\1', text)
 
 
-def parts_page(records: Sequence[Record]) -> str:
-    """Return the page that counts the configs by their parts; a config counts for each of its heads."""
-    text = """[The zoo](../zoo.md)
-
-# Heads, backbones and necks of the zoo
-
-A config counts for each of its heads. "Against our kernel": mmcv lacks a kernel on a CPU, and the config is proven against one of this project.
-"""  # noqa: E501
-    headings = [
-        'configs',
-        'with a CPU reference',
-        'proven, one size',
-        'proven, any size',
-        'against our kernel',
-    ]
-    for part in ('head', 'encoder', 'backbone', 'neck'):
-        groups = collections.defaultdict(list)
-        for record in records:
-            for name in set(record.parts.get(part, '').split('+')) - {''}:
-                groups[name].append(record)
-        counts = {name: count_records(groups[name]) for name in sorted(groups)}
-        rows = [
-            [name, count.configs, count.referenced, count.fixed, count.dynamic, count.own_kernels]
-            for name, count in counts.items()
-        ]
-        text += f'\n## By {part}\n\n{table([part, *headings], rows, right=headings)}'
-    return text
-
-
 # ---- projects/mmrotate/README.md
 
 
@@ -360,15 +316,15 @@ def rotated_section(records: Sequence[Record]) -> str:
     models = [record for record in records if not record.same_as]
     rows = []
     for record in models:
-        name, fixed, dynamic, *figures = config_row(record, in_3d=False)
-        rows.append([name.replace(ROTATED, ''), sizes[record.config], fixed, dynamic, *figures])
+        name, _, _, fixed, dynamic, *compared = config_row(record, in_3d=False, is_same=False)
+        rows.append([name.replace(ROTATED, ''), sizes[record.config], fixed, dynamic, *compared])
     same = [
         f'{_name(record)} as `{record.same_as.removesuffix(".py").rpartition("/")[2]}`'.replace(ROTATED, '')
         for record in records
         if record.same_as
     ]
     failures = [[cell.replace(ROTATED, '') for cell in row] for row in reasons(models)]
-    numbers = ['configs', 'matched', 'worst IoU', 'worst score']
+    numbers = ['configs', 'matched', 'worst error']
     headings = ['model', 'configs', 'one size', 'any size', *numbers[1:]]
     return f"""**{count.fixed} configs with a CPU reference are proven for one size, {count.dynamic} of them also for any size and batch**; {count.own_kernels} more for one size against our kernel (`*`). Each row is a model, with the number of configs that differ only in training or data.
 
@@ -395,10 +351,7 @@ def write_pages() -> None:
     """Write all pages from the files of `DATA`."""
     lidar, rotated, pictures = (read_json(path) for path in DATA.values())
     records = [*zoo_records(pictures), *zoo_records(lidar)]
-    pages = {kind.page: kind_page(kind, of_kind) for kind, of_kind in by_kind(records).items()}
-    pages['parts'] = parts_page(records)
-    for name, text in pages.items():
-        (ROOT / f'docs/zoo/{name}.md').write_text(text, encoding='utf-8')
+    CONFIGS.write_text(configs_page(records), encoding='utf-8')
     translated = read_json(MMDET3)['configs']['families']
     write_between(ROOT / 'docs/zoo.md', 'zoo', overview(records, pictures['versions'], translated))
     write_between(ROOT / 'projects/mmrotate/README.md', 'zoo', rotated_section(zoo_records(rotated)))

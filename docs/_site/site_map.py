@@ -35,7 +35,7 @@ CONTENTS = {
 SYSTEMS = '/projects/driving/mm2onnx_driving/{}/README'
 CAMERAS = ('streampetr', 'petr', 'bevformer', 'bevdet', 'flashocc', 'sparse4d', 'sparsedrive', 'vad')
 BELOW = {
-    'docs/zoo': 'zoo/*',
+    'docs/zoo': 'zoo-configs',
     'docs/reference/index': '*',
     'docs/models-2d': '/mmdeploy_ext/families/rtdetr/README',
     'docs/models-lidar': SYSTEMS.format('bevfusion'),
