@@ -238,7 +238,7 @@ def config_row(record: Record, in_3d: bool, is_same: bool) -> list[str]:
     parts = [record.parts.get(part, '').replace('+', ', ') for part in ('head', 'backbone')]
     verdicts = [_verdict(record.fixed) + (' *' if record.own_kernels else ''), _verdict(record.dynamic)]
     if is_same and record.proven:
-        return [_name(record), *parts, *verdicts, f'= {_name(record.same_as)}', '']
+        return [_name(record), *parts, *verdicts, f'= {Path(record.same_as).stem}', '']
     return [_name(record), *parts, *verdicts, *figures(record, in_3d)]
 
 
@@ -264,9 +264,8 @@ def figures(record: Record, in_3d: bool) -> list[str]:
     return [matched, ', '.join(words)]
 
 
-def _name(record: Record | str) -> str:
-    config = record if isinstance(record, str) else record.config
-    return f'`{config.removesuffix(".py")}`'
+def _name(record: Record) -> str:
+    return f'`{record.config.removesuffix(".py")}`'
 
 
 def _verdict(outcome: Outcome | None) -> str:
