@@ -15,8 +15,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
     ('old', 'new'),
     [
         ('core.unregistered', 'mmdeploy_ext.base.unregistered'),
-        ('families.petr.graphs', 'mm2onnx_driving.petr.graphs'),
-        ('consumers.autoware.streampetr_export', 'mm2onnx_driving.streampetr.targets.autoware_export'),
+        ('families.petr.graphs', 'mm2onnx_driving.petr'),
+        ('consumers.autoware.streampetr_export', 'mm2onnx_driving.streampetr.autoware'),
         ('cutting.api', 'mmdeploy_ext.proving.parts.proof'),
         ('families.model', 'mmdeploy_ext.families.detector'),
         ('contract.options', 'mmdeploy_ext.spec.options'),

@@ -61,7 +61,7 @@ def add_weighted_features(rows, weights, indices, intervals, num_depths, num_pix
 
     A point is (camera D + depth) h w + pixel. rows (N h w, C) float32; weights (N D h w,) float32; indices
     uint32; intervals (n, 3) int32: first place, place after the last, cell x Y + y; sums (X Y, C) float32,
-    added to. See `Tables` of `projects/driving/mm2onnx_driving/bevfusion/targets/cuda_bevfusion/pooling.py`.
+    added to. See `Tables` of `projects/driving/mm2onnx_driving/bevfusion/cuda_loop.py`.
     """
     for i in range(intervals.shape[0]):
         cell = intervals[i, 2]

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mm2onnx_driving.autoware.boxes import OUTPUTS, decode, suppressed
+from mm2onnx_driving.autoware.boxes import OUTPUTS, decode, read_settings, suppressed
 from mm2onnx_driving.autoware.nodes import CENTERPOINT, CHANNELS, POINTS
-from mm2onnx_driving.autoware.settings import read_settings
 from mmdeploy_ext.runtime.exported import Runtime, check_finite, files_by_name
 from mmdeploy_ext.runtime.frames import StepResult
 from mmdeploy_ext.runtime.points import check_in_range, check_points
 
 if TYPE_CHECKING:
-    from mm2onnx_driving.autoware.settings import CenterPointSettings
+    from mm2onnx_driving.autoware.boxes import CenterPointSettings
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.frames import Sweep
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mm2onnx_driving.folder_rules import node_cells
-from mm2onnx_driving.plugins.bevdet_kernels import ALIGN, GATHER, POOL_FIRST, PREPROCESS
-from mm2onnx_driving.plugins.kernels import ATTENTION, ROTATE
+from mm2onnx_driving.plugin_bevdet import ALIGN, GATHER, POOL_FIRST, PREPROCESS
+from mm2onnx_driving.plugin_kernels import ATTENTION, ROTATE
 from mmdeploy_ext.base.errors import shortened
 from mmdeploy_ext.base.violations import ERROR, WARNING
 

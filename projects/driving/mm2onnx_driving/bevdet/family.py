@@ -1,18 +1,283 @@
 """The family of BEVDet and BEVDet4D: the configs that it claims and refuses, and the models."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-from mm2onnx_driving.bevdet.graphs import VIEWS, facts_of, graphs
-from mm2onnx_driving.bevdet.reference import BevDetReference
 from mm2onnx_driving.bevdet.runtime import FORM, VIEW, BevDetFacts
-from mm2onnx_driving.common.lift_models import LiftFamily, LiftModels, check_view
+from mm2onnx_driving.common.camera_reference import array
+from mm2onnx_driving.common.lift import (
+    LiftFamily,
+    LiftFrame,
+    LiftModels,
+    LiftNetwork,
+    LiftReference,
+    check_view,
+    frame_inputs,
+    lift_facts,
+    lift_graphs,
+    sensor_poses,
+    view_axes,
+)
 from mmdeploy_ext.base.config import test_cfg_key
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.detector_parts import test_cfg_of
+from mmdeploy_ext.families.common.lidar_parts import Hook
+from mmdeploy_ext.families.common.runtime.center_boxes import VALUES
+from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.spec.memory import MemorySpec
-from mmdeploy_ext.spec.tensors import ColumnGroup
+from mmdeploy_ext.spec.options import Options
+from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
+
+# BEVDet's graph of plain operators: geometry, pictures, the view, views of frames before, and the head.
+#
+# Glossary: N cameras, H, W network input in pixels, A adjacent frames, D depth bins, h, w feature map, C
+# channels, Y, X rows and columns of the view.
+
+
+MEANINGS = dict(
+    reg=('position in the cell, x, y', 'cell'),
+    height=('z of the centre', 'm'),
+    dim=('logarithms of length, width, height', ''),
+    rot=('sine and cosine of the yaw', ''),
+    vel=('velocity x, y', 'm/s'),
+    heatmap=('classes', 'logit'),
+)
+VIEWS = ColumnGroup(rtol=1e-5, atol=5e-4)
+HEADS_ATOL = {False: 5e-4, True: 2e-3}
+"""Whether frames before count -> tolerance of the head's maps. Source: tolerances of the reference data."""
+
+
+def adjacent_of(model: nn.Module) -> int:
+    return getattr(model, 'num_frame', 1) - 1
+
+
+def head_names(model: nn.Module) -> list[str]:
+    return [name for name in (*VALUES, 'heatmap') if name != 'vel' or model.pts_bbox_head.with_velocity]
+
+
+class BevDetHeads(LiftNetwork):
+    """Further parts that all contracts have."""
+
+    def processed(self, view: Tensor) -> Tensor:
+        return self.model.pre_process_net(view)[0] if getattr(self.model, 'pre_process', False) else view
+
+    def heads(self, view: Tensor) -> tuple[Tensor, ...]:
+        tasks = self.model.pts_bbox_head([self.encoded(view)])
+        return tuple(task[0][name] for task in tasks for name in head_names(self.model))
+
+
+class BevDetFrame(LiftFrame, BevDetHeads):
+    """One frame: pictures, poses and views of frames before to the present view and the head's maps."""
+
+    def forward(
+        self, img: Tensor, sensor2keyego: Tensor, intrinsics: Tensor, *before: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the view (1, C, Y, X) if there are frames `before`, and the maps of the head.
+
+        The first inputs are those of `view_of`; `before` are `prev_bev` (A, C, Y, X), views as they were;
+        `prev_exists` (A,) 1, or 0, where the present view stands for it; `prev_warp` (A, 2, 3), see
+        `runtime.warp`.
+        """
+        view = self.processed(self.view_of(img, sensor2keyego, intrinsics))
+        if not before:
+            return self.heads(view)
+        return view, *self.heads(torch.cat([view, self.warped(view, *before)], 1))
+
+    def warped(self, view: Tensor, prev_bev: Tensor, exists: Tensor, warp: Tensor) -> Tensor:
+        rows, columns = view.shape[2:]
+        x = torch.arange(columns, dtype=torch.float32)[None, :, None]
+        y = torch.arange(rows, dtype=torch.float32)[:, None, None]
+        grid = x * warp[:, None, None, :, 0] + y * warp[:, None, None, :, 1] + warp[:, None, None, :, 2]
+        present = exists[:, None, None, None].to(view.dtype)
+        views = prev_bev * present + view * (1 - present)
+        return sampled(views, grid.to(view.dtype)).flatten(0, 1)[None]
+
+
+def sampled(views: Tensor, grid: Tensor) -> Tensor:
+    """Return views (A, C, Y, X) at the places (A, Y, X, 2), x and y in -1..1; 0 from outside."""
+    return functional.grid_sample(views, grid, align_corners=True)
+
+
+def output_specs(model: nn.Module) -> tuple[TensorSpec, ...]:
+    """Return the contracts of the head's maps, by the names of `CenterBoxFacts.output_names`."""
+    atol, axes = HEADS_ATOL[adjacent_of(model) > 0], view_axes(model)[1:]
+    outputs = []
+    for task, count in enumerate(model.pts_bbox_head.num_classes):
+        for name in head_names(model):
+            (meaning, unit), channels = MEANINGS[name], VALUES.get(name, int(count))
+            groups = (ColumnGroup(unit=unit, rtol=0.0, atol=atol),)
+            outputs.append(
+                TensorSpec(f'{name}_{task}', 'float32', (1, channels, *axes), meaning, unit, groups)
+            )
+    return tuple(outputs)
+
+
+def spec(model: nn.Module) -> GraphSpec:
+    inputs, adjacent, axes = frame_inputs(model), adjacent_of(model), view_axes(model)
+    outputs, state = output_specs(model), ()
+    if adjacent:
+        exists = '0 if there is no such frame; the current view replaces it'
+        source = 'cell (column, row, 1) to its position in that view, -1..1'
+        inputs += [
+            TensorSpec(
+                'prev_bev', 'float32', (adjacent, *axes), 'views of the previous frames, newest first'
+            ),
+            TensorSpec('prev_exists', 'float32', (adjacent,), exists, single=True),
+            TensorSpec('prev_warp', 'float32', (adjacent, 2, 3), source, single=True),
+        ]
+        view = TensorSpec(VIEW, 'float32', (1, *axes), 'view of the current frame', groups=(VIEWS,))
+        outputs = (view, *outputs)
+    return GraphSpec('bevdet/portable', tuple(inputs), outputs, state)
+
+
+def graphs(model: nn.Module, options: Options) -> list[Graph]:
+    return lift_graphs(model, options, FORM, BevDetFrame(model), spec(model))
+
+
+def facts_of(model: nn.Module) -> BevDetFacts:
+    return BevDetFacts(**box_facts(model), **lift_facts(model), adjacent=adjacent_of(model))
+
+
+def box_facts(model: nn.Module) -> dict[str, Any]:
+    """Return the fields of `CenterBoxFacts`."""
+    head = model.pts_bbox_head
+    coder, test, tasks = head.bbox_coder, head.test_cfg, len(head.num_classes)
+    kinds = [str(kind) for kind in as_list(test['nms_type'], tasks)]
+    limits = [float(limit) for limit in as_list(test.get('nms_thr') or 0.0, tasks)]
+    scales = []
+    for factors, count in zip(
+        as_list(test.get('nms_rescale_factor', 1.0), tasks), head.num_classes, strict=True
+    ):
+        scales.append(as_list(factors, int(count)))
+    return dict(
+        num_classes=[int(count) for count in head.num_classes],
+        voxel_size=[float(size) for size in coder.voxel_size[:2]],
+        pc_origin=[float(value) for value in coder.pc_range[:2]],
+        out_size_factor=int(coder.out_size_factor),
+        max_num=int(coder.max_num),
+        score_threshold=coder.score_threshold,
+        post_center_range=[float(value) for value in coder.post_center_range],
+        norm_bbox=bool(head.norm_bbox),
+        with_velocity=bool(head.with_velocity),
+        nms_type=kinds[0] if len(set(kinds)) == 1 else kinds,
+        nms_thr=limits[0] if len(set(limits)) == 1 else limits,
+        nms_score_threshold=float(test.get('score_threshold') or 0.0),
+        pre_max_size=test.get('pre_max_size'),
+        post_max_size=test.get('post_max_size'),
+        min_radius=[float(radius) for radius in test.get('min_radius') or ()],
+        post_center_limit_range=(),
+        nms_scale=tuple(tuple(map(float, factors)) for factors in scales),
+    )
+
+
+def as_list(setting: Any, count: int) -> list[Any]:
+    return list(setting)[:count] if isinstance(setting, list | tuple) else [setting] * count
+
+
+# BEVDet and BEVDet4D in PyTorch as a stepper: the detector's own `forward`, its past views kept here.
+#
+# Views of frames before are kept as they were when their frame was the present one, as upstream's sequential
+# path and all deployments keep them; the published evaluation computes them again with the present poses.
+
+
+KEPT = (
+    'views of previous frames are stored as they were computed, as in all deployments; the published '
+    'evaluation computes them again from the old images'
+)
+
+
+class BevDetReference(LiftReference):
+    def __init__(self, model: nn.Module, notes: Sequence[str] = ()) -> None:
+        self.adjacent, self.facts = adjacent_of(model), facts_of(model)
+        self.outputs = (*([VIEW] if self.adjacent else []), *self.facts.output_names)
+        super().__init__(model, [*([KEPT] if self.adjacent else []), *notes])
+
+    def forget(self) -> None:
+        self._views: list[tuple[np.ndarray, np.ndarray]] = []  # (C, Y, X), first camera to the map (4, 4)
+
+    def memory(self) -> dict[str, np.ndarray]:
+        if not self.adjacent:
+            return {}
+        views = np.zeros((self.adjacent, *view_axes(self.model)), np.float32)
+        poses, exists = np.tile(np.eye(4), (self.adjacent, 1, 1)), np.zeros(self.adjacent, np.float32)
+        for index, (view, pose) in enumerate(self._views):
+            views[index], poses[index], exists[index] = view, np.linalg.solve(self._last.ego_pose, pose), 1
+        return dict(views=views, exists=exists, camera2ego=poses)
+
+    def remember(self, state: StreamState) -> None:
+        rows = zip(*(state.tensors[name] for name in ('views', 'camera2ego', 'exists')), strict=True)
+        self._views = [(view, state.ego_pose @ pose) for view, pose, exists in rows if exists]
+
+    def step(self, frame: Frame) -> Any:
+        if self.is_first(frame):
+            self.forget()
+        if self.adjacent and len(self._views) < self.adjacent:
+            self._missing = self.view_of(frame)
+        result = super().step(frame)
+        if self.adjacent:
+            newest = result.outputs[VIEW][0], frame.ego_pose @ sensor_poses(frame)[0]
+            self._views = [newest, *self._views][: self.adjacent]
+        return result
+
+    def view_of(self, frame: Frame) -> np.ndarray:
+        """Return the view (C, Y, X) of a frame, which stands for frames before that are not there."""
+        self._missing = np.zeros(view_axes(self.model), np.float32)
+        seen: list[torch.Tensor] = []
+        (module,) = self.hooks(frame).keys() - {self.head}
+        handle = module.register_forward_hook(lambda _, inputs, output: seen.append(output[0]))
+        with torch.no_grad(), self.further_taps(frame):
+            self.model(**self.data(frame, True))
+        handle.remove()
+        return array(seen[0])[0]
+
+    def hooks(self, frame: Frame) -> Mapping[nn.Module, Hook]:
+        def maps(inputs: Any, tasks: Any) -> dict[str, Any]:
+            named = enumerate(tasks)
+            return {
+                f'{name}_{index}': task[0][name] for index, task in named for name in head_names(self.model)
+            }
+
+        if not self.adjacent:
+            return {self.head: maps}
+        last = self.model.pre_process_net if self.model.pre_process else self.model.img_view_transformer
+        return {self.head: maps, last: lambda inputs, output: {VIEW: output[0]}}
+
+    def data(self, frame: Frame, is_first: bool) -> dict[str, Any]:
+        if not self.adjacent:
+            return super().data(frame, is_first)
+        poses, intrinsics, shared = self.calibration_of(frame)
+        count, views, before = len(frame.images), [], []
+        for index in range(self.adjacent):
+            if index < len(self._views):
+                view, camera = self._views[index]
+                moved = np.linalg.solve(np.asarray(frame.ego_pose, np.float64), camera)
+            else:
+                view, moved = self._missing, poses[0]
+            views.append(view)
+            before.append(np.tile(moved, (count, 1, 1)))
+        unit = np.tile(np.eye(4), (count, 1, 1))
+        present, units = np.stack([poses] * self.adjacent), np.stack([unit] * self.adjacent)
+        bda = np.stack([np.eye(3)] * self.adjacent)
+        present, units, before, bda = (
+            self.tensor(value) for value in (present, units, np.stack(before), bda)
+        )
+        images, matrices, *post = (self.tensor(value)[None] for value in (frame.images, intrinsics, *shared))
+        given = [images, present, units, matrices, before, units, *post, bda]
+        return self.call_of(frame, given, sequential=True, feat_prev=self.tensor(np.stack(views)))
+
+    def head_outputs(self, tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+        tasks: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name != VIEW:
+                head, task = name.rsplit('_', 1)
+                tasks.setdefault(task, {})[head] = tensor
+        return tuple([maps] for maps in tasks.values())
+
 
 NMS_TYPES = ('rotate', 'circle')
 PER_TASK = ('nms_type', 'nms_thr', 'nms_rescale_factor')

@@ -18,7 +18,7 @@ from mmdet3d.models.dense_heads.centerpoint_head import CenterHead
 from torch import Tensor
 from torch.nn import functional
 
-from mm2onnx_driving.layers.lift_splat.detector import OWN, LiftSplatDetector, in_key_ego, own_part
+from mm2onnx_driving.layers.lift_splat import OWN, LiftSplatDetector, in_key_ego, own_part
 from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 

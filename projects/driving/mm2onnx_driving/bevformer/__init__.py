@@ -4,7 +4,12 @@ from mmdeploy_ext.families.common.options import GRID_SAMPLE
 from mmdeploy_ext.spec.options import own_contract
 from mmdeploy_ext.spec.registry import FILM, register_family
 
-MODELS_3D = {'model': ('BEVFormer', 'BEVFormerHead')}
+MODELS_3D = {
+    'family': (
+        'BEVFormer',
+        'BEVFormerHead',
+    ),
+}
 """Module -> types; they need mmdet3d."""
 
 register_family(

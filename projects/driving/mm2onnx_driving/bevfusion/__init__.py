@@ -6,10 +6,18 @@ from mmdeploy_ext.spec.options import SPARSE_FORM, own_contract
 from mmdeploy_ext.spec.registry import FILM, register_family
 
 MODELS_3D = {
-    'model.center_head': ('BEVFusionCenterHead', 'TransFusionBBoxCoder'),
-    'model.fusion': ('BEVFusion', 'ConvFuser'),
-    'model.head': ('TransFusionHead',),
-    'model.neck': ('GeneralizedLSSFPN', 'GeneralizedResNet', 'LSSFPN'),
+    'fusion': (
+        'BEVFusion',
+        'ConvFuser',
+        'GeneralizedLSSFPN',
+        'GeneralizedResNet',
+        'LSSFPN',
+    ),
+    'transfusion_head': ('TransFusionHead',),
+    'center_head': (
+        'BEVFusionCenterHead',
+        'TransFusionBBoxCoder',
+    ),
 }
 """Module -> types; they need mmdet3d."""
 
@@ -20,7 +28,7 @@ register_family(
         own_contract('portable', 'graphs of standard operators, points to boxes'),
         dataclasses.replace(SPARSE_FORM, only_with=('contract', 'portable')),
     ),
-    facts='mm2onnx_driving.bevfusion.facts:BEVFusionFacts',
+    facts='mm2onnx_driving.bevfusion.runtime:BEVFusionFacts',
     runtime='mm2onnx_driving.bevfusion.runtime',
     library='mmdet3d',
     claims=('BEVFusion',),

@@ -23,8 +23,8 @@ from mmcv import Config
 from mmcv.parallel import DataContainer
 
 import mmdeploy_ext
+from mm2onnx_driving.bevfusion.fusion import lidar_columns
 from mm2onnx_driving.bevfusion.graphs import TABLES, transform_of
-from mm2onnx_driving.bevfusion.model.fusion import lidar_columns
 from mm2onnx_driving.bevfusion.reference import (
     NAMES,
     BEVFusionReference,

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from mm2onnx_driving.bevfusion.facts import BEVFusionFacts, Coder, ViewFacts
-from mm2onnx_driving.bevfusion.model.view_transform import Rig
+from mm2onnx_driving.bevfusion.runtime import BEVFusionFacts, Coder, ViewFacts
+from mm2onnx_driving.bevfusion.view_transform import Rig
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.common.sparse_graph import portable_graph
 from mmdeploy_ext.spec.options import Options

@@ -12,8 +12,8 @@ import torch
 from mmdet3d.core.bbox import Box3DMode, LiDARInstance3DBoxes
 
 from mm2onnx_driving.bevfusion.graphs import TABLES, transform_of
-from mm2onnx_driving.bevfusion.model.view_transform import Rig, read_rig
 from mm2onnx_driving.bevfusion.runtime import check_images
+from mm2onnx_driving.bevfusion.view_transform import Rig, read_rig
 from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.last_test import LastTest
 from mmdeploy_ext.families.common.lidar_parts import Hook, collected

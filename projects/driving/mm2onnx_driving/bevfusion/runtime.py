@@ -13,11 +13,10 @@ import abc
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mm2onnx_driving.bevfusion.facts import Circle
 from mmdeploy_ext.base.errors import DataError, ModelFileError, ShapeError
 from mmdeploy_ext.engines import build_backend, build_exact
 from mmdeploy_ext.runtime.bird_eye import circle_nms, rotated_nms
@@ -32,16 +31,98 @@ from mmdeploy_ext.runtime.preprocess.cameras import prepare_views
 from mmdeploy_ext.runtime.preprocess.fusion import past_of
 from mmdeploy_ext.runtime.sparse.buckets import BEV
 from mmdeploy_ext.runtime.sparse_encoder import ScnOnnx
+from mmdeploy_ext.spec.facts import Count, Facts, Fraction, NotNegative, Positive, Range, optional
 from mmdeploy_ext.spec.metadata import Metadata, read_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mm2onnx_driving.bevfusion.facts import Coder, Rotated
     from mmdeploy_ext.runtime.detections import Arrays
     from mmdeploy_ext.runtime.exported import Paths
     from mmdeploy_ext.runtime.infos import RigFrame
     from mmdeploy_ext.spec.preparation import FusionRule
+
+
+# Facts of BEVFusion.
+
+
+Triple = tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Circle(Facts):
+    """Suppression of a group of classes by `radius`, a squared distance in m2."""
+
+    classes: tuple[int, ...]
+    radius: NotNegative
+    most: Count
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotated(Facts):
+    """Suppression of a group of classes by `overlap`, a bird's-eye view IoU.
+
+    Attributes:
+        classes: ascending.
+        most: largest number of results of the group.
+        first: number of best boxes that enter; None: all.
+        scales: factors of the sizes of each class.
+    """
+
+    classes: tuple[int, ...]
+    most: Count
+    overlap: Fraction
+    first: Count | None
+    scales: tuple[Positive, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Coder(Facts):
+    """Settings of the box coder.
+
+    Attributes:
+        pc_range: metres.
+        voxel_size: metres.
+        out_size_factor: voxels per cell.
+        post_center_range: closed range of the box's bottom centre, metres; None: no limit.
+        score_threshold: exclusive; None and 0: no limit.
+    """
+
+    pc_range: tuple[float, ...]
+    voxel_size: tuple[Positive, ...]
+    out_size_factor: Count
+    post_center_range: Range | None
+    score_threshold: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewFacts(Facts):
+    image_size: tuple[Count, Count]
+    columns: tuple[float, ...]
+    rows: tuple[float, ...]
+    depths: tuple[float, ...]
+    centre: Triple
+    step: Triple
+    count: tuple[Count, Count, Count]
+
+
+@dataclasses.dataclass(frozen=True)
+class BEVFusionFacts(Facts):
+    """Facts of a model of cameras, LiDAR or both.
+
+    Attributes:
+        queries: number of boxes before suppression.
+        uses_points: whether the cameras take depth maps of the LiDAR.
+        nms: suppression per class or per group; None: off.
+        view: None for LiDAR alone.
+    """
+
+    sensors: tuple[Literal['camera', 'lidar'], ...]
+    queries: Count
+    uses_points: bool
+    nms: Circle | tuple[Circle | Rotated, ...] | None
+    coder: Coder
+    view: ViewFacts | None = optional()
 
 
 # ---- boxes: columns, limits of the coder, suppression

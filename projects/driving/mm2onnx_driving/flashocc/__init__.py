@@ -10,7 +10,7 @@ register_family(
     'flashocc',
     'mm2onnx_driving.flashocc.family:FlashOccFamily',
     options=(own_contract('portable', 'one graph of plain operators; poses are inputs'),),
-    facts='mm2onnx_driving.flashocc.instances:FlashOccFacts',
+    facts='mm2onnx_driving.flashocc.runtime:FlashOccFacts',
     runtime='mm2onnx_driving.flashocc.runtime',
     library='mmdet3d',
     claims=('BEVOCCHead2D', 'BEVOCCHead2D_V2', 'BEVOCCHead3D'),

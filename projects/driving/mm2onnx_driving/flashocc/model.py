@@ -9,8 +9,8 @@ from mmdet.models import DETECTORS
 from mmdet3d.models import builder
 from torch import Tensor
 
-from mm2onnx_driving.flashocc.instances import CENTER_MAPS, FIRST_ID, VOXEL_CLASSES
-from mm2onnx_driving.layers.lift_splat.detector import OWN, LiftSplatDetector
+from mm2onnx_driving.flashocc.runtime import CENTER_MAPS, FIRST_ID, VOXEL_CLASSES
+from mm2onnx_driving.layers.lift_splat import OWN, LiftSplatDetector
 from mmdeploy_ext.upstream.compat.mmdet3d_operators import nearest_assign_forward
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 

@@ -1,26 +1,38 @@
 """Layers and data sets that several systems share."""
 
 MODELS_3D = {
-    'bev_view.attention': (
+    'bev_view': (
+        'BEVFormerEncoder',
+        'BEVFormerLayer',
         'CustomMSDeformableAttention',
+        'DetectionTransformerDecoder',
         'MSDeformableAttention3D',
+        'PerceptionTransformer',
         'SpatialCrossAttention',
         'TemporalSelfAttention',
     ),
-    'bev_view.transformer': (
-        'BEVFormerEncoder',
-        'BEVFormerLayer',
-        'DetectionTransformerDecoder',
-        'PerceptionTransformer',
-    ),
-    'cp_fpn': ('CPFPN',),
-    'datasets.bevdet_dataset': ('BEVDetNuScenesDataset', 'LoadAnnotationsBEVDepth', 'PrepareImageInputs'),
-    'datasets.nuscenes_dataset': (
+    'datasets': (
+        'BEVDetNuScenesDataset',
         'BevNuScenesDataset',
         'CustomNuScenesDataset',
         'FusionNuScenesDataset',
+        'LoadAnnotationsBEVDepth',
+        'NuScenes3DDetTrackDataset',
+        'NuScenesSparse4DAdaptor',
+        'PrepareImageInputs',
+        'ResizeCropFlipImage',
     ),
-    'datasets.pipelines': (
+    'lift_splat': (
+        'BEVDetViewTransformer',
+        'BEVOCCHead2D',
+        'BEVOCCHead2D_V2',
+        'Centerness_Head',
+        'CustomFPN',
+        'CustomResNet',
+        'FPN_LSS',
+        'LSSViewTransformerBEVDepth',
+    ),
+    'pipelines': (
         'ImageAug3D',
         'ImageNormalize',
         'NormalizeMultiviewImage',
@@ -29,12 +41,12 @@ MODELS_3D = {
         'RandomScaleImageMultiViewImage',
         'ResizeCropFlipRotImage',
     ),
-    'datasets.track_dataset': ('NuScenes3DDetTrackDataset', 'NuScenesSparse4DAdaptor', 'ResizeCropFlipImage'),
-    'lift_splat.depth_net': ('CustomFPN', 'CustomResNet', 'FPN_LSS'),
-    'lift_splat.heads': ('BEVOCCHead2D', 'BEVOCCHead2D_V2', 'Centerness_Head'),
-    'lift_splat.view_transformer': ('BEVDetViewTransformer', 'LSSViewTransformerBEVDepth'),
-    'query_decoder': ('PETRMultiheadAttention', 'PETRMultiheadFlashAttention', 'PETRTransformerDecoder'),
-    'sparse_instances.blocks': (
+    'query_decoder': (
+        'PETRMultiheadAttention',
+        'PETRMultiheadFlashAttention',
+        'PETRTransformerDecoder',
+    ),
+    'sparse_instances': (
         'AsymmetricFFN',
         'DeformableFeatureAggregation',
         'DenseDepthNet',
@@ -42,6 +54,10 @@ MODELS_3D = {
         'SparseBox3DKeyPointsGenerator',
         'SparseBox3DRefinementModule',
     ),
-    'vovnet': ('VoVNet', 'VoVNetCP'),
+    'vovnet': (
+        'CPFPN',
+        'VoVNet',
+        'VoVNetCP',
+    ),
 }
 """Module -> types; they need mmdet3d."""

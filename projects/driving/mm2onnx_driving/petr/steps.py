@@ -15,7 +15,7 @@ from mmcv.runner.base_module import BaseModule
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
-from mm2onnx_driving.layers.rays import (
+from mm2onnx_driving.layers.query_decoder import (
     depth_bins,
     frustum_points,
     lidar_points,

@@ -6,7 +6,14 @@ from mmdeploy_ext.families.common.options import GRID_SAMPLE
 from mmdeploy_ext.spec.options import CONTRACT, own_contract
 from mmdeploy_ext.spec.registry import FILM, register_family
 
-MODELS_3D = {'bank': ('InstanceBank',), 'model': ('Sparse4D', 'Sparse4DHead', 'SparseBox3DDecoder')}
+MODELS_3D = {
+    'model': (
+        'InstanceBank',
+        'Sparse4D',
+        'Sparse4DHead',
+        'SparseBox3DDecoder',
+    ),
+}
 """Module -> types; they need mmdet3d."""
 
 register_family(

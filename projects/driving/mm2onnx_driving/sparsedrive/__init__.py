@@ -3,29 +3,31 @@
 from mmdeploy_ext.spec.registry import FILM, register_family
 
 MODELS_3D = {
-    'layers': (
+    'model': (
         'HierarchicalPlanningDecoder',
         'InstanceBank',
         'InstanceQueue',
         'MotionPlanningHead',
         'MotionPlanningRefinementModule',
         'MultiheadFlashAttention',
+        'NuScenes3DDataset',
         'Sparse4DHead',
         'SparseBox3DDecoder',
         'SparseBox3DMotionDecoder',
+        'SparseDrive',
+        'SparseDriveHead',
         'SparsePoint3DDecoder',
         'SparsePoint3DEncoder',
         'SparsePoint3DKeyPointsGenerator',
         'SparsePoint3DRefinementModule',
     ),
-    'model': ('NuScenes3DDataset', 'SparseDrive', 'SparseDriveHead'),
 }
 """Module -> types; they need mmdet3d."""
 
 register_family(
     'sparsedrive',
     'mm2onnx_driving.sparsedrive.family:SparseDriveFamily',
-    facts='mm2onnx_driving.sparsedrive.facts:SparseDriveFacts',
+    facts='mm2onnx_driving.sparsedrive.runtime:SparseDriveFacts',
     runtime='mm2onnx_driving.sparsedrive.runtime',
     library='mmdet3d',
     claims=('SparseDrive',),

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from mm2onnx_driving.layers.sparse_instances import steps
-from mm2onnx_driving.layers.sparse_instances.blocks import SparseBox3DKeyPointsGenerator
-from mm2onnx_driving.layers.sparse_instances.steps import (
+from mm2onnx_driving.layers import sparse_instances
+from mm2onnx_driving.layers.sparse_instances import (
     COSINE,
     SINE,
     Pictures,
     Remembered,
+    SparseBox3DKeyPointsGenerator,
 )
 from mmdeploy_ext.upstream.operators.attention import multi_head
 
@@ -28,7 +28,7 @@ Memory = Mapping[str, Tensor]
 SPEED, VY = 6, 9
 """Column of the status' speed, and of an anchor's velocity along y."""
 COMMANDS = 3
-SINE_FIRST = (*range(SINE), COSINE, SINE, *range(COSINE + 1, steps.NUMBERS))
+SINE_FIRST = (*range(SINE), COSINE, SINE, *range(COSINE + 1, sparse_instances.NUMBERS))
 """Columns of projected anchors, which have cosine and sine in the place of each other."""
 
 
@@ -173,23 +173,27 @@ def drive(
     """Return the result of `of_modes`, and the refined ego feature (1, 1, C)."""
     planner, encoder = head.motion_plan_head, head.det_head.anchor_encoder
     scores, position = detected['logits'].sigmoid(), detected['position']
-    _, best = steps.best_rows(scores.amax(-1), planner.num_det)
-    _, best_lines = steps.best_rows(lines['logits'].sigmoid().amax(-1), planner.num_map)
-    ego, ego_position = queue.feature[:, -1:, -1], steps.embed(encoder, queue.anchor[:, -1:, -1])
+    _, best = sparse_instances.best_rows(scores.amax(-1), planner.num_det)
+    _, best_lines = sparse_instances.best_rows(lines['logits'].sigmoid().amax(-1), planner.num_map)
+    ego, ego_position = queue.feature[:, -1:, -1], sparse_instances.embed(encoder, queue.anchor[:, -1:, -1])
     feature, position = torch.cat([detected['feature'], ego], 1), torch.cat([position, ego_position], 1)
     chosen = torch.cat([kept_rows(detected['feature'], best), ego], 1)
     chosen_position = torch.cat([kept_rows(detected['position'], best), ego_position], 1)
     line, line_position = (kept_rows(lines[name], best_lines) for name in ('feature', 'position'))
-    past = queue.feature[0], steps.embed(encoder, queue.anchor[0])
-    past_keys, past_values = steps.with_position(planner, *past), planner.fc_before(past[0])
+    past = queue.feature[0], sparse_instances.embed(encoder, queue.anchor[0])
+    past_keys, past_values = sparse_instances.with_position(planner, *past), planner.fc_before(past[0])
     hidden = ~visible(queue.period[0], past_keys.shape[1])[:, None, None]  # (A + 1, 1, 1, Q + 1)
     for kind, layer in zip(planner.operation_order, planner.layers, strict=True):
         if kind == 'temp_gnn':
             rows = feature.transpose(0, 1), position.transpose(0, 1)
-            feature = steps.attend(planner, layer, *rows, past_keys, past_values, hidden).transpose(0, 1)
+            feature = sparse_instances.attend(
+                planner, layer, *rows, past_keys, past_values, hidden
+            ).transpose(0, 1)
         elif kind == 'gnn':
-            keys = steps.with_position(planner, chosen, chosen_position)
-            feature = steps.attend(planner, layer, feature, position, keys, planner.fc_before(chosen), None)
+            keys = sparse_instances.with_position(planner, chosen, chosen_position)
+            feature = sparse_instances.attend(
+                planner, layer, feature, position, keys, planner.fc_before(chosen), None
+            )
         elif kind == 'cross_gnn':
             attention, sources = layer.attn, (feature + position, line + line_position, line)
             weights = attention.in_proj_weight, attention.in_proj_bias, attention.num_heads
@@ -229,12 +233,21 @@ def run_frame(
         last_lines = Remembered(
             memory['map_feature'], moved_lines(memory['map_anchor'], moment.motion), moment.near
         )
-    feature, anchor, logits, quality = steps.run_head(det, pictures, interval, last)
-    line_feature, points, line_logits, _ = steps.run_head(lanes, pictures, None, last_lines, title='map_')
-    detected = dict(
-        feature=feature, anchor=anchor, logits=logits, position=steps.embed(det.anchor_encoder, anchor)
+    feature, anchor, logits, quality = sparse_instances.run_head(det, pictures, interval, last)
+    line_feature, points, line_logits, _ = sparse_instances.run_head(
+        lanes, pictures, None, last_lines, title='map_'
     )
-    lines = dict(feature=line_feature, logits=line_logits, position=steps.embed(lanes.anchor_encoder, points))
+    detected = dict(
+        feature=feature,
+        anchor=anchor,
+        logits=logits,
+        position=sparse_instances.embed(det.anchor_encoder, anchor),
+    )
+    lines = dict(
+        feature=line_feature,
+        logits=line_logits,
+        position=sparse_instances.embed(lanes.anchor_encoder, points),
+    )
     queue = queue_of(head.motion_plan_head.instance_queue, feature, anchor, ego, memory, moment)
     motion_logits, motion_steps, plan_logits, plan_steps, status, refined = drive(
         head, detected, lines, queue
@@ -256,8 +269,10 @@ def run_frame(
     new = (ids < 0).to(torch.int64)
     ids = torch.where(new > 0, next_id + new.cumsum(1) - 1, ids)
 
-    best, kept = steps.best_rows(confidence, det.instance_bank.num_temp_instances)
-    best_lines, kept_lines = steps.best_rows(line_confidence, lanes.instance_bank.num_temp_instances)
+    best, kept = sparse_instances.best_rows(confidence, det.instance_bank.num_temp_instances)
+    best_lines, kept_lines = sparse_instances.best_rows(
+        line_confidence, lanes.instance_bank.num_temp_instances
+    )
     is_tracked = logits.amax(-1).sigmoid() > head.motion_plan_head.instance_queue.tracking_threshold
     period = kept_rows(queue.period[:, :-1] * is_tracked, kept)
     shown, shown_ego = (

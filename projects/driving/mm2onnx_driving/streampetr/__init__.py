@@ -5,15 +5,18 @@ from mmdeploy_ext.spec.options import own_contract
 from mmdeploy_ext.spec.registry import FILM, register_family
 
 MODELS_3D = {
-    'model.detector': ('Petr3D', 'Petr3DONNX', 'Petr3DPTH'),
-    'model.head': (
+    'model': (
         'FocalHead',
         'NMSFreeCoder',
+        'PETRTemporalDecoderLayer',
+        'PETRTemporalTransformer',
+        'Petr3D',
+        'Petr3DONNX',
+        'Petr3DPTH',
         'StreamPETRHead',
         'StreamPETRHeadONNX',
         'StreamPETRHeadPTH',
     ),
-    'model.head_layers': ('PETRTemporalDecoderLayer', 'PETRTemporalTransformer'),
 }
 """Module -> types; they need mmdet3d."""
 

@@ -16,13 +16,13 @@ from mmdet.models import DETECTORS, HEADS
 from mmdet.models.utils.builder import TRANSFORMER
 from torch import Tensor, nn
 
-from mm2onnx_driving.layers.bev_view.head import BevHead
-from mm2onnx_driving.layers.bev_view.transformer import (
+from mm2onnx_driving.layers.bev_view import (
+    BevHead,
     DetectionTransformerDecoder,
     PerceptionTransformer,
 )
 from mm2onnx_driving.layers.camera_detector import BevDetector
-from mm2onnx_driving.layers.datasets.nuscenes_dataset import BevNuScenesDataset
+from mm2onnx_driving.layers.datasets import BevNuScenesDataset
 from mm2onnx_driving.vad.steps import OUTPUTS, predict
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 from mmdeploy_ext.upstream.models.conditional_detr import box_branch, class_branch

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mm2onnx_driving.autoware.nodes import VAD
 from mm2onnx_driving.common.runtime.bev_frames import BevFacts, BevOnnx, frame_with_record
 from mm2onnx_driving.common.runtime.query_boxes import decode_rows
 from mmdeploy_ext.families.common.runtime.scores import top_rows
@@ -20,10 +21,11 @@ from mmdeploy_ext.spec.facts import Count
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mmdeploy_ext.runtime.frames import Frame
+    from mmdeploy_ext.runtime.frames import Frame, StreamState
     from mmdeploy_ext.runtime.infos import RigFrame
     from mmdeploy_ext.spec.metadata import Metadata
     from mmdeploy_ext.spec.preparation import MultiViewRule
+
 
 FORM = 'vad'
 OUTPUTS = (
@@ -87,3 +89,33 @@ def boxes_of_outputs(metadata: Metadata, outputs: Mapping[str, np.ndarray]) -> D
 
 QUANTISED, RESULT = FORM, DrivingScene
 OPENS = VadOnnx
+
+
+# tensorrt_vad: its three files; the command chooses the plan outside of them.
+#
+# Unlike the node's, the record of the motion is the model's, and each scene begins with `head_no_prev`.
+#
+# Source: autoware_universe, autoware_tensorrt_vad, src/vad_model.hpp@02fa6a08 (facts, no code).
+
+
+BACKBONE, FIRST, NEXT = VAD.graphs
+FEEDS = dict(shift='bev_shift', lidar2img='lidar2img', can_bus='can_bus')
+"""Entry of `img_metas` in the files -> name in the portable graph."""
+
+
+class AutowareVad(VadOnnx):
+    files, parts = VAD.graphs, ('backbone', 'first head', 'next head')
+
+    def run(self, frame: Frame, memory: StreamState | None) -> dict[str, np.ndarray]:
+        feeds = self.feeds_of(frame, self.before(memory))
+        (features,) = self.graphs[BACKBONE].run(dict(img=np.float32(feeds['img']))).values()
+        graph = self.graphs[FIRST if memory is None else NEXT]
+        given = {f'img_metas.0[{name}]': np.float32(feeds[ours]) for name, ours in FEEDS.items()}
+        given['mlvl_feats.0'] = features
+        if memory is not None:
+            given['prev_bev'] = np.float32(memory.tensors['bev_embed'])
+        axes = {tensor.name: tensor.axes for tensor in graph.spec.inputs}
+        outputs = graph.run({name: values.reshape(axes[name]) for name, values in given.items()})
+        found = {name.removeprefix('out.'): values for name, values in outputs.items()}
+        plan = found['ego_fut_preds'][:, command_of(frame)].cumsum(1)
+        return dict(found, ego_plan=plan)

@@ -12,9 +12,9 @@ import torch
 from mmdet.models.utils.transformer import inverse_sigmoid
 from torch import Tensor, nn
 
-from mm2onnx_driving.layers.bev_view import sampling
-from mm2onnx_driving.layers.bev_view.sampling import SeenViews
-from mm2onnx_driving.layers.bev_view.steps import Objects, decode_objects
+from mm2onnx_driving.layers import bev_sampling
+from mm2onnx_driving.layers.bev_sampling import SeenViews
+from mm2onnx_driving.layers.bev_steps import Objects, decode_objects
 from mmdeploy_ext.upstream.models.conditional_detr import among_themselves, attend_to, run_layer
 
 OUTPUTS = (
@@ -22,6 +22,7 @@ OUTPUTS = (
     'map_all_bbox_preds', 'map_all_pts_preds', 'ego_fut_preds',
 )  # fmt: skip
 """Upstream's names, in the order of `predict`."""
+LINE_BOUNDS = OUTPUTS.index('map_all_bbox_preds')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Lines:
     nearest: Tensor
 
 
-def decode_lines(head: nn.Module, view: Tensor, operators: ModuleType = sampling) -> Lines:
+def decode_lines(head: nn.Module, view: Tensor, operators: ModuleType = bev_sampling) -> Lines:
     """Return the lines in a view (1, Q, C)."""
     transformer, size = head.transformer, (head.bev_h, head.bev_w)
     count, points = head.map_instance_embedding.num_embeddings, head.map_pts_embedding.num_embeddings
@@ -125,7 +126,7 @@ def predict_plans(head: nn.Module, objects: Objects, lines: Lines, motion: Tenso
     return steps.reshape(1, head.ego_fut_mode, -1, 2)
 
 
-def predict(head: nn.Module, view: Tensor, operators: ModuleType = sampling) -> tuple[Tensor, ...]:
+def predict(head: nn.Module, view: Tensor, operators: ModuleType = bev_sampling) -> tuple[Tensor, ...]:
     """Return `OUTPUTS` of a view (1, Q, C): the trajectories of the last layer stand for all layers."""
     objects, lines = decode_objects(head, view, operators), decode_lines(head, view, operators)
     motion = predict_motion(head, objects, lines)

@@ -13,8 +13,8 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.models import build_head, build_model
 
 import bevdet_golden as golden
-from mm2onnx_driving.bevdet.graphs import box_facts
-from mm2onnx_driving.layers.lift_splat import view_transformer
+from mm2onnx_driving.bevdet.family import box_facts
+from mm2onnx_driving.layers import lift_splat
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.taps import collect_taps
 from mmdeploy_ext.families.centerpoint.family import head_settings
@@ -47,7 +47,7 @@ def inputs_of(name, frame):
 def injected(monkeypatch, stored, prefix):
     """Put points within 2e-4 of a cell's border where upstream put them."""
     ambiguous, places = (stored[f'{prefix}_cell_ambiguous{end}'].astype(np.int64) for end in ('', '_cell'))
-    plain = view_transformer.cells_of
+    plain = lift_splat.cells_of
 
     def cells_of(*args):
         cells = plain(*args)
@@ -57,7 +57,7 @@ def injected(monkeypatch, stored, prefix):
         injected.cells = flat
         return flat.reshape(cells.shape)
 
-    monkeypatch.setattr(view_transformer, 'cells_of', cells_of)
+    monkeypatch.setattr(lift_splat, 'cells_of', cells_of)
 
 
 def close(values, expected, tolerance):

@@ -20,21 +20,20 @@ import bevdet_golden as golden
 import toy_frames
 from eager_files import eager_row, names_of
 from marking import in_suite
+from mm2onnx_driving import plugin_bevdet as kernels
 from mm2onnx_driving.autoware.check import read_manifest
 from mm2onnx_driving.autoware.nodes import BEVDET
-from mm2onnx_driving.bevdet.runtime import BevDetOnnx, cell_motion, warp
-from mm2onnx_driving.bevdet.targets.autoware_export import BevDetFiles
-from mm2onnx_driving.bevdet.targets.bevdet_plugins import (
+from mm2onnx_driving.bevdet.plugins import (
     camera_vectors,
     grey_levels,
     normalised,
     picture_places,
 )
-from mm2onnx_driving.bevdet.targets.bevdet_plugins_export import CppFiles, PoolFiles, align, prepare
-from mm2onnx_driving.common.lift_graphs import view_axes
+from mm2onnx_driving.bevdet.plugins_export import BevDetFiles, CppFiles, PoolFiles, align, prepare
+from mm2onnx_driving.bevdet.runtime import BevDetOnnx, cell_motion, warp
+from mm2onnx_driving.common.lift import view_axes
 from mm2onnx_driving.common.runtime.lift_splat import border_points, frustum_places, rig_in_key_ego
-from mm2onnx_driving.plugins import bevdet_kernels as kernels
-from mm2onnx_driving.plugins.bev_intervals import intervals, point_cells
+from mm2onnx_driving.plugin_bevdet import intervals, point_cells
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ConfigError, UsageError
 from mmdeploy_ext.exporting.export import export_module
@@ -458,7 +457,7 @@ def test_intervals_of_another_rig_are_not_proven(deployed, exports):
     def stale(original):
         return lambda self, *rig: kept.setdefault('tables', original(self, *rig))
 
-    with replaced('mm2onnx_driving.plugins.bev_intervals:PoolLoop.tables', stale):
+    with replaced('mm2onnx_driving.plugin_bevdet:PoolLoop.tables', stale):
         verdict = prove(detector, exports('bevdet', 'trt-plugin'), drive(detector))
     assert not verdict.passed
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mm2onnx_driving.bevformer.targets.autoware import node_record, relative
-from mm2onnx_driving.bevformer.targets.autoware_export import NodeFrame
+from mm2onnx_driving.bevformer.autoware import NodeFrame
+from mm2onnx_driving.bevformer.runtime import node_record, relative
 from mmdeploy_ext.cli.check_app import check_autoware as main
 from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.runtime.bev_motion import bev_shift

@@ -17,7 +17,7 @@ from mm2onnx_driving.bevformer import runtime
 from mm2onnx_driving.bevformer.family import BevFormerFamily
 from mm2onnx_driving.common.runtime import bev_frames
 from mm2onnx_driving.folder_rules import expected_shape
-from mm2onnx_driving.layers.bev_view.grid import rotate_view
+from mm2onnx_driving.layers.bev_steps import rotate_view
 from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.base.violations import WARNING
 from mmdeploy_ext.families import detector as detectors

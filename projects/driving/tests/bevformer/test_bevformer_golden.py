@@ -13,15 +13,16 @@ from mmdet3d.models import build_head, build_model
 
 import bevformer_golden as golden
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mm2onnx_driving.layers.bev_view.grid import (
+from mm2onnx_driving.layers.bev_steps import (
+    LastView,
+    encode_view,
     pillar_points,
     project_pillars,
     rotate_view,
     rotated_cells,
 )
-from mm2onnx_driving.layers.bev_view.steps import LastView, encode_view
-from mm2onnx_driving.layers.bev_view.transformer import last_view
-from mm2onnx_driving.layers.datasets.nuscenes_dataset import motion_of_car
+from mm2onnx_driving.layers.bev_view import last_view
+from mm2onnx_driving.layers.datasets import motion_of_car
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.taps import collect_taps
 from mmdeploy_ext.runtime.bev_motion import YAW_DEG, bev_rotation, bev_shift, motion_since

@@ -7,8 +7,8 @@ import torch
 from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
 import bevformer_golden as golden
-from mm2onnx_driving.bevformer.targets import tensorrt_operators as operators
-from mm2onnx_driving.plugins import kernels
+from mm2onnx_driving import plugin_kernels
+from mm2onnx_driving.bevformer import plugin_operators as operators
 from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.runtime.bev_motion import rotation_ties
 from proofs import prove
@@ -45,7 +45,7 @@ def attention(seed, anchors=2):
 @pytest.mark.parametrize('anchors', [1, 4])
 def test_the_attention_is_that_of_mmcv_also_at_borders(anchors):
     value, shapes, places, offsets, logits = attention(anchors, anchors)
-    found = kernels.attend(value, shapes, places, offsets, logits)
+    found = plugin_kernels.attend(value, shapes, places, offsets, logits)
     tensors = [torch.from_numpy(array) for array in (value, shapes, places, offsets, logits)]
     locations = torch.zeros(2, 11, 3, 2, 4, 2)
     for level, (height, width) in enumerate(shapes):
@@ -66,7 +66,7 @@ def test_the_rotation_copies_the_cells_that_torchvision_copies():
         side, about = int(size), np.float32([center.removeprefix('c')] * 2)
         ties = rotation_ties(float(angle), about.tolist(), (side, side))
         numbers = 1 + np.arange(side * side, dtype=np.float32).reshape(1, side, side)
-        turned = kernels.rotate(numbers, np.float32(angle), about, interpolation=1).reshape(-1) - 1
+        turned = plugin_kernels.rotate(numbers, np.float32(angle), about, interpolation=1).reshape(-1) - 1
         assert (turned != stored[name]).sum() <= ties, name
         by_graph = operators.ROTATE(
             torch.from_numpy(numbers), torch.tensor(float(angle)), torch.from_numpy(about), 1
@@ -77,7 +77,7 @@ def test_the_rotation_copies_the_cells_that_torchvision_copies():
 def test_an_oblong_view_turns_about_any_point_by_the_nearest_cells():
     view, about = torch.rand(2, 5, 8), torch.tensor([3.0, 1.5])
     for degrees in (13.0, -200.0, 359.0):
-        turned = kernels.rotate(view.numpy(), np.float32(degrees), about.numpy())
+        turned = plugin_kernels.rotate(view.numpy(), np.float32(degrees), about.numpy())
         assert torch.equal(operators.ROTATE(view, torch.tensor(degrees), about, 1), torch.from_numpy(turned))
         cells = operators.turn_view(view.flatten(1).t(), torch.tensor(degrees), about.tolist(), 5, 8)
         np.testing.assert_array_equal(cells.t().reshape(2, 5, 8), turned)

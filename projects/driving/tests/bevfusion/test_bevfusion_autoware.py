@@ -8,7 +8,7 @@ import pytest
 import toy_bevfusion
 from mm2onnx_driving.autoware.check import check, read_manifest
 from mm2onnx_driving.autoware.nodes import BEVFUSION_LIDAR
-from mm2onnx_driving.bevfusion.targets import autoware as bevfusion
+from mm2onnx_driving.bevfusion import autoware as bevfusion
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.cli.check_app import check_autoware as main

@@ -8,9 +8,8 @@ from mmdet3d.models.builder import build_head
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
-from mm2onnx_driving.bevfusion.facts import Circle, Rotated
-from mm2onnx_driving.bevfusion.model.fusion import HEADS
-from mm2onnx_driving.bevfusion.runtime import suppress
+from mm2onnx_driving.bevfusion.fusion import HEADS
+from mm2onnx_driving.bevfusion.runtime import Circle, Rotated, suppress
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.runtime.detections3d import Detections3D

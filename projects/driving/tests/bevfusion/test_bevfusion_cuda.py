@@ -9,8 +9,8 @@ import pytest
 
 import bevfusion_golden
 import toy_bevfusion
-from mm2onnx_driving.bevfusion.targets.cuda_bevfusion import loop as cuda
-from mm2onnx_driving.bevfusion.targets.cuda_bevfusion.folder import check
+from mm2onnx_driving.bevfusion import cuda_loop as cuda
+from mm2onnx_driving.bevfusion.cuda_folder import check
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.cli.graph_app import main
 from mmdeploy_ext.families.base import find_family

@@ -12,10 +12,10 @@ from mmdet3d.datasets import build_dataset
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_nuscenes
-from mm2onnx_driving.bevfusion.model.center_head import TransFusionBBoxCoder
+from mm2onnx_driving.bevfusion.center_head import TransFusionBBoxCoder
+from mm2onnx_driving.bevfusion.family import frame, fusion_rule
 from mm2onnx_driving.bevfusion.runtime import FusionRuntime, frame_of_rig
-from mm2onnx_driving.bevfusion.samples import frame, fusion_rule
-from mm2onnx_driving.layers.datasets.pipelines import ImageAug3D
+from mm2onnx_driving.layers.pipelines import ImageAug3D
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.evaluate.evaluation import build_loader

@@ -8,9 +8,9 @@ import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_bevfusion
-from mm2onnx_driving.bevfusion.model.fusion import BEVFusion
-from mm2onnx_driving.bevfusion.model.view_transform import Rig
+from mm2onnx_driving.bevfusion.fusion import BEVFusion
 from mm2onnx_driving.bevfusion.runtime import OPENS
+from mm2onnx_driving.bevfusion.view_transform import Rig
 from mmdeploy_ext.runtime.tasks.bbox3d import match_detections
 from proofs import prove
 from verdicts import cases_of

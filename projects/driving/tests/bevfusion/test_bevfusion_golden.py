@@ -9,8 +9,8 @@ import torch
 import bevfusion_golden as golden
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from marking import in_suite
-from mm2onnx_driving.bevfusion.model import view_transform as rigs
-from mm2onnx_driving.bevfusion.model.center_head import TransFusionBBoxCoder
+from mm2onnx_driving.bevfusion import view_transform as rigs
+from mm2onnx_driving.bevfusion.center_head import TransFusionBBoxCoder
 from mmdeploy_ext.upstream.operators.cells import LastInCell
 
 HASH = '93d11bc201658e7dfbccd23f09a877f294601748b70a145574cbdbd964182709'

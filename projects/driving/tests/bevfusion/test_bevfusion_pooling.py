@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import bevfusion_golden as golden
-from mm2onnx_driving.bevfusion.facts import ViewFacts
-from mm2onnx_driving.bevfusion.targets.cuda_bevfusion import geometry
-from mm2onnx_driving.bevfusion.targets.cuda_bevfusion.pooling import pooled, tables_of
+from mm2onnx_driving.bevfusion import cuda_loop
+from mm2onnx_driving.bevfusion.cuda_loop import pooled, tables_of
+from mm2onnx_driving.bevfusion.runtime import ViewFacts
 from mmdeploy_ext.base.errors import DataError
 from mmdeploy_ext.runtime.calibration import MATRICES
 from mmdeploy_ext.runtime.frames import FusedFrame
@@ -29,9 +29,9 @@ def rig():
 
 def test_cells_and_depth_maps_are_those_of_the_original():
     camera = golden.stored('camera_a')
-    wrong = np.flatnonzero(geometry.cells(rig(), VIEW) != golden.cells('a'))
+    wrong = np.flatnonzero(cuda_loop.cells(rig(), VIEW) != golden.cells('a'))
     assert np.isin(wrong, camera['bev_cell_ambiguous.idx']).all()
-    found = geometry.depth_maps(golden.stored('inputs_a')['points'], rig(), (256, 704)).reshape(-1)
+    found = cuda_loop.depth_maps(golden.stored('inputs_a')['points'], rig(), (256, 704)).reshape(-1)
     depth = np.zeros_like(found)
     depth[camera['depth.idx']] = camera['depth.val']
     clear = np.setdiff1d(np.arange(len(found)), camera['depth_amb'])
@@ -44,15 +44,15 @@ def test_a_point_on_a_border_is_in_one_cell_whatever_the_rounding(noise):
     import torch
 
     import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-    from mm2onnx_driving.bevfusion.model.view_transform import cells_of
+    from mm2onnx_driving.bevfusion.view_transform import cells_of
 
     step = np.float32(VIEW.step)
     corner = np.float32(VIEW.centre) - step / np.float32(2)
     border = corner.astype(np.float64) + np.arange(361)[:, None] * np.array([0.3, 0.3, 0])
     border[:, 2] = 0.5
-    wanted = geometry.cell_numbers(border, VIEW, corner)
+    wanted = cuda_loop.cell_numbers(border, VIEW, corner)
     assert len(np.unique(wanted)) > 300
-    np.testing.assert_array_equal(geometry.cell_numbers(border * (1 + noise), VIEW, corner), wanted)
+    np.testing.assert_array_equal(cuda_loop.cell_numbers(border * (1 + noise), VIEW, corner), wanted)
     given = (torch.from_numpy(values) for values in (border * (1 + noise), corner, step))
     found = cells_of(*given, torch.tensor(VIEW.count))
     np.testing.assert_array_equal(found.numpy(), wanted)
@@ -69,7 +69,7 @@ def test_boxes_are_drawn_where_the_depth_map_has_their_points():
     seen = seen @ np.array([[0, -1.0, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
     seen[1, :, :2] *= -1  # looks back
     frame = FusedFrame(points, calibration=dict(img_aug_matrix=cut, lidar2image=seen, lidar_aug_matrix=moved))
-    depth = geometry.depth_maps(points, frame.calibration, (256, 400))
+    depth = cuda_loop.depth_maps(points, frame.calibration, (256, 400))
     spots = frame.lidar2img @ np.append(points[:, :3], np.ones((40, 1)), 1).T
     x, y = (spots[:, :2] / spots[:, 2:3].clip(1e-5)).swapaxes(0, 1)
     inside = (spots[:, 2] > 1) & (x >= 0) & (x < 400) & (y >= 0) & (y < 256)
@@ -106,7 +106,7 @@ def engine_cells(calibration, view):
     for index, pose in enumerate(camera):
         points = _transformed(_adjugate_inverse(intrinsics[index, :3, :3]), rays)
         points = [value + pose[axis, 3] for axis, value in enumerate(_transformed(pose[:3, :3], points))]
-        frustum_cells[index] = geometry.cell_numbers(np.stack(points, -1).astype(np.float64), view, corner)
+        frustum_cells[index] = cuda_loop.cell_numbers(np.stack(points, -1).astype(np.float64), view, corner)
     return frustum_cells
 
 

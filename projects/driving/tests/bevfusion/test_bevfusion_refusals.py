@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import toy_bevfusion
-from mm2onnx_driving.bevfusion.facts import Circle
-from mm2onnx_driving.bevfusion.runtime import suppress
+from mm2onnx_driving.bevfusion.runtime import Circle, suppress
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.cli import export_app

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import toy_bevfusion
-from mm2onnx_driving.bevfusion.model.neck import GeneralizedLSSFPN
+from mm2onnx_driving.bevfusion.fusion import GeneralizedLSSFPN
 from mm2onnx_driving.bevfusion.runtime import OPENS
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ConfigError, DataError, ShapeError

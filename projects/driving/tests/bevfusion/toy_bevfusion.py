@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from mm2onnx_driving.bevfusion.model import center_head, head
+from mm2onnx_driving.bevfusion import center_head, transfusion_head
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families import detector as detectors
 from mmdeploy_ext.families.base import find_family
@@ -18,7 +18,7 @@ from toy_atss import REPO
 from toy_centerpoint import register
 
 register()
-for module in (center_head, head):
+for module in (center_head, transfusion_head):
     module.circle_nms = getattr(module.circle_nms, 'py_func', module.circle_nms)
 
 PUBLISHED = f'{REPO}/projects/configs/BEVFusion/bevfusion_camera_lidar_r50_nus.py'
@@ -144,7 +144,7 @@ def seeded(cfg):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     with torch.no_grad():
-        head = model.heads['object']
+        heads = model.heads['object']
         if 'camera' in model.encoders:
             transform = model.encoders['camera']['vtransform']
             last = (
@@ -156,28 +156,28 @@ def seeded(cfg):
             transform.downsample[7].weight.mul_(20)  # the cameras count as much as the LiDAR
             if transform.uses_points:
                 transform.dtransform[6].weight.mul_(5)
-        if hasattr(head, 'task_heads'):
+        if hasattr(heads, 'task_heads'):
             return _with_centers(model)
         if model.fuser is None:
-            head.prediction_heads[0]['heatmap'][1].bias.add_(3)
+            heads.prediction_heads[0]['heatmap'][1].bias.add_(3)
         else:
             model.fuser[0].weight[:, : transform.C].mul_(5)
-        head.heatmap_head[1].weight.mul_(20)
-        head.heatmap_head[1].bias[8:].add_(1)  # of classes whose every cell may be a query
-        for layers in head.prediction_heads[0].values():
+        heads.heatmap_head[1].weight.mul_(20)
+        heads.heatmap_head[1].bias[8:].add_(1)  # of classes whose every cell may be a query
+        for layers in heads.prediction_heads[0].values():
             layers[1].weight.mul_(4)
     return model
 
 
 def _with_centers(model):
     """Return a model with CenterPoint's head whose boxes are of many places, sizes and classes."""
-    head = model.heads['object']
-    for module in [*model.decoder.modules(), *head.modules()]:
+    heads = model.heads['object']
+    for module in [*model.decoder.modules(), *heads.modules()]:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
     model.train()  # what follows the cameras gets the statistics of a map, or all cells are alike
-    head(model.joined([2 * torch.randn(2, 32, 24, 24).relu()]))
-    for task in head.task_heads:
+    heads(model.joined([2 * torch.randn(2, 32, 24, 24).relu()]))
+    for task in heads.task_heads:
         for layers in (task.heatmap, task.reg, task.height, task.dim, task.rot, task.vel):
             layers[1].weight.mul_(2)
         task.dim[1].weight.mul_(0.2)

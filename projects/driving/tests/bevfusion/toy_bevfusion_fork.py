@@ -73,7 +73,7 @@ from unittest import mock
 from mmdet3d.models import builder
 from mmdeploy_ext.runtime.detections3d import in_lidar_columns
 from mmdeploy_ext.upstream.models import catalogue
-from mm2onnx_driving.bevfusion.model import fusion
+from mm2onnx_driving.bevfusion import fusion
 from mmdeploy_ext.upstream.models.sparse_backbone.model import LidarBackbone
 
 

@@ -8,7 +8,7 @@ import pytest
 from mm2onnx_driving.bevdet.runtime import BevDetOnnx
 from mm2onnx_driving.bevfusion.graphs import RIG_MATRICES
 from mm2onnx_driving.bevfusion.runtime import FusionRuntime
-from mm2onnx_driving.common.camera_samples import dumped_frame
+from mm2onnx_driving.common.camera import dumped_frame
 from mm2onnx_driving.common.runtime.bev_frames import record_of
 from mm2onnx_driving.common.runtime.query_boxes import above, at_least, passing
 from mm2onnx_driving.petr.runtime import PetrOnnx, camera_times

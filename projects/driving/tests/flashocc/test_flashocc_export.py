@@ -11,9 +11,9 @@ import torch
 import toy_frames
 from eager_files import eager_row, names_of
 from marking import in_suite
+from mm2onnx_driving import plugin_bevdet
 from mm2onnx_driving.common.runtime.lift_splat import LiftOnnx
-from mm2onnx_driving.flashocc.targets.export import PooledFiles
-from mm2onnx_driving.plugins import bev_intervals
+from mm2onnx_driving.flashocc.family import PooledFiles
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.bench.kit.contents import KitCase, StoredCase
@@ -99,8 +99,8 @@ def test_a_depth_network_that_knows_the_camera_is_in_the_portable_graph_alone(fr
 
 RUN = 'mm2onnx_driving.common.runtime.lift_splat:LiftOnnx.run'
 FEEDS = 'mm2onnx_driving.common.runtime.lift_splat:LiftOnnx.feeds_of'
-LIFT = 'mm2onnx_driving.common.lift_graphs:LiftNetwork.lift'
-ENCODED = 'mm2onnx_driving.common.lift_graphs:LiftNetwork.encoded'
+LIFT = 'mm2onnx_driving.common.lift:LiftNetwork.lift'
+ENCODED = 'mm2onnx_driving.common.lift:LiftNetwork.encoded'
 
 
 def of_run(change):
@@ -132,7 +132,7 @@ def other_grid(original):
         facts, crop = self.metadata.postprocess, self.rule.crop_matrix().astype(np.float64)
         low = facts.grid_low[0] + facts.grid_step[0], *facts.grid_low[1:]
         moved = dataclasses.replace(facts, grid_low=low)
-        return bev_intervals.intervals(moved, bev_intervals.point_cells(moved, *rig, crop))
+        return plugin_bevdet.intervals(moved, plugin_bevdet.point_cells(moved, *rig, crop))
 
     return tables
 
@@ -199,7 +199,7 @@ VARIANTS = {
         ENCODED,
         lambda original: lambda self, view: original(self, view.flip(2)),
     ),
-    'ranks of another grid': ('mm2onnx_driving.plugins.bev_intervals:PoolLoop.tables', other_grid),
+    'ranks of another grid': ('mm2onnx_driving.plugin_bevdet:PoolLoop.tables', other_grid),
 }
 """What is wrong -> (place of a public name, the change)."""
 

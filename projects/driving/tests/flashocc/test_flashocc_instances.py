@@ -8,7 +8,7 @@ import pytest
 
 import toy_frames
 from eager_files import eager_row
-from mm2onnx_driving.flashocc import instances
+from mm2onnx_driving.flashocc import runtime
 from mm2onnx_driving.flashocc.runtime import FlashOccOnnx
 from mmdeploy_ext.bench.kit.contents import KitCase, StoredCase
 from mmdeploy_ext.bench.kit.frames import write_frames
@@ -111,7 +111,7 @@ def wider_suppression(original):
 
 def second_nearest(labels, voxels, classes):
     found = np.full(labels.shape, -1, np.int32)
-    for center_class, voxel_class in enumerate(instances.VOXEL_CLASSES):
+    for center_class, voxel_class in enumerate(runtime.VOXEL_CLASSES):
         rows, places = np.flatnonzero(classes == center_class), np.argwhere(labels == voxel_class)
         if len(rows) > 1 and len(places):
             apart = ((places[:, None] - voxels[rows]) ** 2).sum(-1)
@@ -131,9 +131,9 @@ def of_instances(**changes):
 
 
 INSTANCES = 'mm2onnx_driving.flashocc.runtime:instances_of'
-NEAREST = 'mm2onnx_driving.flashocc.instances:nearest'
-PEAKS = 'mm2onnx_driving.flashocc.instances:peaks'
-VOXEL_CLASSES = 'mm2onnx_driving.flashocc.instances:VOXEL_CLASSES'
+NEAREST = 'mm2onnx_driving.flashocc.runtime:nearest'
+PEAKS = 'mm2onnx_driving.flashocc.runtime:peaks'
+VOXEL_CLASSES = 'mm2onnx_driving.flashocc.runtime:VOXEL_CLASSES'
 
 
 def other_order(found):
@@ -187,6 +187,6 @@ def test_wrong_instances_are_not_proven(row_of, variant):
 
 
 def test_the_first_of_equally_near_centres_is_taken():
-    labels = np.full((5, 1, 1), instances.VOXEL_CLASSES[0], np.uint8)
-    rows = instances.nearest(labels, np.array([[4, 0, 0], [0, 0, 0], [1, 0, 0]]), np.array([0, 0, 1]))
+    labels = np.full((5, 1, 1), runtime.VOXEL_CLASSES[0], np.uint8)
+    rows = runtime.nearest(labels, np.array([[4, 0, 0], [0, 0, 0], [1, 0, 0]]), np.array([0, 0, 1]))
     assert rows[:, 0, 0].tolist() == [1, 1, 0, 0, 0]

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import nn
 
-from mm2onnx_driving.common.lift_reference import placed_in_float64
-from mm2onnx_driving.layers.lift_splat.view_transformer import cells_of, frustum_points
+from mm2onnx_driving.common.lift import placed_in_float64
+from mm2onnx_driving.layers.lift_splat import cells_of, frustum_points
 
 
 class InFloat32(nn.Module):

@@ -12,8 +12,8 @@ from mmdet3d.datasets import NuScenesDataset
 from pyquaternion import Quaternion
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mm2onnx_driving.layers.datasets.bevdet_dataset import BEVDetNuScenesDataset
-from mm2onnx_driving.layers.datasets.nuscenes_dataset import (
+from mm2onnx_driving.layers.datasets import (
+    BEVDetNuScenesDataset,
     camera_inputs,
     lidar_to_global,
     rigid_inverse,

@@ -12,8 +12,8 @@ from mmdet3d.datasets.builder import DATASETS as DATASETS_3D
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 from marking import in_suite
-from mm2onnx_driving.common import camera_data
-from mm2onnx_driving.layers.datasets.nuscenes_dataset import BevNuScenesDataset
+from mm2onnx_driving.common import camera
+from mm2onnx_driving.layers.datasets import BevNuScenesDataset
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.proving.preprocessing import compare_prepared
@@ -71,7 +71,7 @@ SWEEP_LESS = arguments(lambda self, one, all_, *others: (self, one, all_[1:], *o
 FAULTS = {
     'bgr': ('streampetr', 'images', altered(cameras, 'normalise', arguments(lambda *a: (*a[:3], not a[3])))),
     'cameras': ('streampetr', 'images', altered(infos, 'camera_names', rotated([0, 2, 1, 3, 4, 5]))),
-    'pose': ('streampetr', 'ego_pose', altered(camera_data, 'frame_of_rig', INVERTED)),
+    'pose': ('streampetr', 'ego_pose', altered(camera, 'frame_of_rig', INVERTED)),
     'milliseconds': ('streampetr', 'timestamp_s', altered(infos, 'MICROSECONDS', lambda value: value / 1e3)),
     'camera2lidar': ('bevfusion', 'camera2lidar', altered(infos, 'invert_pose', lambda _: lambda pose: pose)),
     'sign of an age': ('past_sweeps', 'points', altered(fusion.PastSweeps, 'merge', OLDER)),
@@ -171,8 +171,8 @@ class SmallCameras(BevNuScenesDataset):
     def load_annotations(self, ann_file):
         infos = super().load_annotations(ann_file)
         for info in infos:
-            for camera in info['cams'].values():
-                camera['cam_intrinsic'][:2] /= 20
+            for view in info['cams'].values():
+                view['cam_intrinsic'][:2] /= 20
         return infos
 
 

@@ -14,10 +14,9 @@ from mm2onnx_driving.common.runtime.instances import (
     boxes_of_anchors,
     decode,
 )
-from mm2onnx_driving.sparse4d import memory as functions
+from mm2onnx_driving.sparse4d import runtime as functions
 from mm2onnx_driving.sparse4d.family import Sparse4DFamily
-from mm2onnx_driving.sparse4d.memory import NO_ID, project_anchors
-from mm2onnx_driving.sparse4d.runtime import Sparse4DFacts
+from mm2onnx_driving.sparse4d.runtime import NO_ID, Sparse4DFacts, project_anchors
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import relative_motion
 

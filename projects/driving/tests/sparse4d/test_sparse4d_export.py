@@ -8,7 +8,7 @@ import pytest
 
 import toy_drive_goldens
 from eager_files import eager_row
-from mm2onnx_driving.sparse4d import memory as bank
+from mm2onnx_driving.sparse4d import runtime as bank
 from mm2onnx_driving.sparse4d.family import Sparse4DFamily
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ConfigError

@@ -15,9 +15,8 @@ from mmdet3d.models import build_model
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import sparse4d_golden as golden
 from dev.seeded.sparse4d import sparse4d_weights
-from mm2onnx_driving.layers.sparse_instances import steps
-from mm2onnx_driving.layers.sparse_instances.blocks import Features
-from mm2onnx_driving.layers.sparse_instances.steps import CENTRE
+from mm2onnx_driving.layers import sparse_instances
+from mm2onnx_driving.layers.sparse_instances import CENTRE, Features
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.taps import collect_taps
 from sparse4d_border_points import nearest_decision
@@ -76,7 +75,7 @@ def same_boxes(result, expected, by_id=True):
 def test_the_head_alone(model):
     head = model.head
     head.instance_bank.reset()
-    shapes, starts = steps.map_sizes(golden.SIZES, 6)
+    shapes, starts = sparse_instances.map_sizes(golden.SIZES, 6)
     for case in range(3):
         expected = golden.frame_arrays('head_only.npz', f'h{case}_')
         features = Features(golden.features(case), shapes, starts)
@@ -124,7 +123,7 @@ def run_frame(model, features, frame, expected, choice):
 
     def run(points):
         memory.update(before)
-        choosing = mock.patch.object(steps, 'best_rows', choice())
+        choosing = mock.patch.object(sparse_instances, 'best_rows', choice())
         with torch.no_grad(), collect_taps() as taps, points.answering(), choosing:
             outputs = model.head(features, golden.metas(frame))
         return outputs, taps, {name: memory[name] for name in STATE}

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mm2onnx_driving.sparse4d import memory as functions
-from mm2onnx_driving.sparse4d.bank import InstanceBank as TorchBank
+from mm2onnx_driving.sparse4d import runtime as functions
+from mm2onnx_driving.sparse4d.model import InstanceBank as TorchBank
 from mm2onnx_driving.sparse4d.runtime import Sparse4DFacts
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 

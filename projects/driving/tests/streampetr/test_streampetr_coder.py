@@ -9,7 +9,7 @@ import torch
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import streampetr_golden as seeded
 from mm2onnx_driving.common.runtime.query_boxes import QueryBoxFacts
-from mm2onnx_driving.streampetr.model.head import NMSFreeCoder
+from mm2onnx_driving.streampetr.model import NMSFreeCoder
 from mm2onnx_driving.streampetr.runtime import decode
 
 PC_RANGE = [-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]

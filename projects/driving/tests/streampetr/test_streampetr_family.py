@@ -12,7 +12,7 @@ import toy_streampetr as toy
 import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from mm2onnx_driving.streampetr.family import StreamPetrFamily
-from mm2onnx_driving.streampetr.spec import sizes
+from mm2onnx_driving.streampetr.graphs import sizes
 from mmdeploy_ext.base.dump import load_dump, save_dump
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.base.source_code import has_known_modules, model_classes

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 import toy_streampetr_deploy as deployed
-from mm2onnx_driving.streampetr.model import live
+from mm2onnx_driving.streampetr import steps
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.proving.not_shown import untraced_methods
 
@@ -35,13 +35,13 @@ def test_a_head_without_the_layers_that_graphs_run_is_refused_by_their_names():
     model, head = nn.Module(), nn.Module()
     model.pts_bbox_head = head
     head.with_ego_pos = True
-    for name in (*live.LAYERS[1:], *live.HEAD_METHODS[1:], 'ego_pose_pe'):
+    for name in (*steps.LAYERS[1:], *steps.HEAD_METHODS[1:], 'ego_pose_pe'):
         setattr(head, name, None)
     head.post_update_memory = lambda data, scores, boxes, outs_dec: None
     with pytest.raises(ConfigError, match=r'^a\.py.*ego_pose_memory'):
-        live.check_parts('a.py', model)
+        steps.check_parts('a.py', model)
     head.transformer = head.ego_pose_memory = nn.Identity()
-    live.check_parts('a.py', model)
+    steps.check_parts('a.py', model)
     head.post_update_memory = lambda data, rows: None
     with pytest.raises(ConfigError, match=r'outs_dec.*post_update_memory'):
-        live.check_parts('a.py', model)
+        steps.check_parts('a.py', model)

@@ -13,8 +13,8 @@ import toy_streampetr_deploy as deployed
 import toy_streampetr_export as exported
 from eager_files import eager_row
 from marking import in_suite
-from mm2onnx_driving.streampetr import spec
-from mm2onnx_driving.streampetr.targets.streampetr_fork_export import fork_spec
+from mm2onnx_driving.streampetr import graphs
+from mm2onnx_driving.streampetr.fork import fork_spec
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.families.base import FAMILIES
 from mmdeploy_ext.families.contracts import contract_of
@@ -77,7 +77,7 @@ def test_the_contract_is_the_forks(known_version):
     version = json.loads((seeded.IN_REPOSITORY / 'contract.json').read_text())['versions'][
         f'V{known_version}'
     ]
-    size = spec.Sizes(6, 256, 704, 16, 64, 256, 6, 428, 10, 10, 512, 640)
+    size = graphs.Sizes(6, 256, 704, 16, 64, 256, 6, 428, 10, 10, 512, 640)
     deep = dict(contract='fork', fork_version=known_version, fork_img2lidar='depth')
     found = fork_spec(size, FAMILIES['streampetr'].choose(**deep))
     for title in ('inputs', 'outputs'):
@@ -139,7 +139,7 @@ def test_the_full_size_file_gives_the_goldens_with_golden_memory(full_version):
     for index in range(seeded.NUM_FRAMES):
         feeds = golden_feeds(graph.spec, inputs, outputs, boundary, index, key)
         found = run(session, graph.spec, feeds)
-        wanted = {name: outputs[f'f{index}_{name}'] for name in (*spec.PREDICTIONS, 'outs_dec')}
+        wanted = {name: outputs[f'f{index}_{name}'] for name in (*graphs.PREDICTIONS, 'outs_dec')}
         np.testing.assert_allclose(found['all_cls_scores'], wanted['all_cls_scores'], rtol=0, atol=1e-3)
         assert (np.abs(found['all_bbox_preds'] - wanted['all_bbox_preds']) <= BOX).all()
         np.testing.assert_allclose(found['outs_dec'], wanted['outs_dec'], rtol=0, atol=1e-3)

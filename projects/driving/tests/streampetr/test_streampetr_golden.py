@@ -15,8 +15,8 @@ from mmdet3d.models import build_model
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import streampetr_golden as seeded
-from mm2onnx_driving.streampetr.model import memory as temporal
-from mm2onnx_driving.streampetr.model.memory import Memory
+from mm2onnx_driving.streampetr import steps as temporal
+from mm2onnx_driving.streampetr.steps import Memory
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.taps import collect_taps
 

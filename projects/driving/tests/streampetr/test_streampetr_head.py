@@ -11,10 +11,9 @@ from mmdet3d.models import build_head
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
 import toy_streampetr as toy
-from mm2onnx_driving.layers.rays import depth_bins, lidar_points, point_encoding, sine_encoding
-from mm2onnx_driving.streampetr.model import memory as temporal
-from mm2onnx_driving.streampetr.model.memory import Memory
-from mm2onnx_driving.streampetr.model.steps import nerf_encoding
+from mm2onnx_driving.layers.query_decoder import depth_bins, lidar_points, point_encoding, sine_encoding
+from mm2onnx_driving.streampetr import steps as temporal
+from mm2onnx_driving.streampetr.steps import Memory, nerf_encoding
 from mmdeploy_ext.base.errors import ConfigError
 
 SIZE = (toy.HEIGHT, toy.WIDTH)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
+from mm2onnx_driving.streampetr import steps as temporal
 from mm2onnx_driving.streampetr.memory import to_global, to_local
-from mm2onnx_driving.streampetr.model import memory as temporal
-from mm2onnx_driving.streampetr.model.memory import Memory
+from mm2onnx_driving.streampetr.steps import Memory
 
 LEN, NEW, CHANNELS = 6, 3, 4
 PSEUDO = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.float64)

@@ -5,7 +5,7 @@ import torch
 from mmdet3d.datasets.pipelines import Compose
 
 import mmdeploy_ext.families.mmdet3d_plugin  # noqa: F401
-from mm2onnx_driving.layers.datasets.pipelines import (
+from mm2onnx_driving.layers.pipelines import (
     ImageTransform,
     ResizeCropFlipRotImage,
 )

@@ -7,8 +7,8 @@ import numpy as np
 
 import toy_autoware
 from mm2onnx_driving.autoware import boxes
+from mm2onnx_driving.autoware.boxes import CenterPointSettings
 from mm2onnx_driving.autoware.centerpoint import decorated, scattered
-from mm2onnx_driving.autoware.settings import CenterPointSettings
 from mmdeploy_ext.runtime.detections3d import Detections3D
 
 HALF = math.sqrt(0.5)

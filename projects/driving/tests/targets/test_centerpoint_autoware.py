@@ -8,8 +8,8 @@ import pytest
 
 import toy_centerpoint
 from mm2onnx_driving.autoware import boxes, centerpoint
+from mm2onnx_driving.autoware.boxes import read_settings
 from mm2onnx_driving.autoware.centerpoint import GRAPHS, AutowareCenterPoint
-from mm2onnx_driving.autoware.settings import read_settings
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.cli.check_app import check_autoware as main

@@ -11,8 +11,8 @@ from mm2onnx_driving.autoware.check import read_manifest, sizes_of
 from mm2onnx_driving.autoware.contract import published
 from mm2onnx_driving.autoware.nodes import BEVDET, BEVFORMER, CENTERPOINT, VAD
 from mm2onnx_driving.folder_rules import expected_shape
+from mm2onnx_driving.vad.autoware import VadFiles
 from mm2onnx_driving.vad.family import VadFamily
-from mm2onnx_driving.vad.targets.autoware_export import VadFiles
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.base.violations import errors

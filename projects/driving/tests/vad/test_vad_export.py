@@ -11,7 +11,7 @@ import torch
 
 from marking import in_suite
 from mm2onnx_driving.common.runtime import bev_frames
-from mm2onnx_driving.vad import reference
+from mm2onnx_driving.vad import family
 from mm2onnx_driving.vad.family import VadFamily
 from mm2onnx_driving.vad.model import LineEncoder
 from mm2onnx_driving.vad.runtime import VadOnnx
@@ -150,7 +150,7 @@ def test_a_line_at_a_threshold_is_undecided_for_objects_beside_it():
     boxes = [[1, 1, *[0] * 8], [9, 9, *[0] * 8]]
     named = dict(map_all_cls_scores=logits, map_all_pts_preds=points, all_bbox_preds=boxes)
     outputs = {name: np.float32(values)[None, None] for name, values in named.items()}
-    assert reference.undecided(head, outputs) == 2
+    assert family.undecided(head, outputs) == 2
 
 
 def test_the_encoder_of_lines_does_not_depend_on_the_order_of_points():

@@ -6,8 +6,8 @@ for family, loop in dict(petr='PetrBound', petrv2='petrv2_bound').items():
     register_contract(
         family,
         'dl4agx',
-        'mm2onnx_driving.petr.targets.dl4agx_export:Dl4agxFiles',
-        f'mm2onnx_driving.petr.targets.dl4agx:{loop}',
+        'mm2onnx_driving.petr.dl4agx:Dl4agxFiles',
+        f'mm2onnx_driving.petr.runtime:{loop}',
         help="the two graphs of NVIDIA's DL4AGX and a third one for the position embedding, which the "
         'caller computes',
         fixes=dict(precision='fp32'),

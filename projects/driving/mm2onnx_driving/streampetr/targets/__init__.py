@@ -32,7 +32,7 @@ IMG2LIDAR = Option(
 register_contract(
     'streampetr',
     'autoware',
-    'mm2onnx_driving.streampetr.targets.autoware_export:StreamPetrFiles',
+    'mm2onnx_driving.streampetr.autoware:StreamPetrFiles',
     'mm2onnx_driving.streampetr.targets.autoware:AutowareStreamPetr',
     help="the three files that Autoware's camera_streampetr loads, with the last decoder layer only",
     fixes=dict(precision='fp32'),
@@ -42,7 +42,7 @@ register_contract(
 register_contract(
     'streampetr',
     'fork',
-    'mm2onnx_driving.streampetr.targets.streampetr_fork_export:ForkFiles',
+    'mm2onnx_driving.streampetr.fork:ForkFiles',
     'mm2onnx_driving.streampetr.targets.streampetr_fork:ForkOnnx',
     help='the single graph of the StreamPETR deployment fork',
     options=(VERSION, IMG2LIDAR),

@@ -1,1 +1,0 @@
-"""BEVFusion at test time; parameters have upstream's names."""

@@ -1,1 +1,0 @@
-"""NVIDIA's CUDA-BEVFusion."""

@@ -1,1 +1,0 @@
-"""Data sets, pipeline steps and samplers of the 3D families."""

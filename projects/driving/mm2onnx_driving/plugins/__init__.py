@@ -1,1 +1,0 @@
-"""Plug-ins of TensorRT in numpy, for the programs that load them."""

@@ -1,1 +1,0 @@
-"""StreamPETR at test time; parameters have upstream's names."""
