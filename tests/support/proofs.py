@@ -17,7 +17,7 @@ from mmdeploy_ext.proving import file_checks, frames, pictures
 from mmdeploy_ext.proving.backbone import check_backbone
 from mmdeploy_ext.proving.drive_run import SHORT_DRIVE, Drives
 from mmdeploy_ext.proving.file_checks import of_images
-from mmdeploy_ext.proving.frames import output_spec
+from mmdeploy_ext.proving.frames import Shifted, output_spec
 from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.pictures import InputReference, check_pictures, picture_inputs, run_case
 from mmdeploy_ext.proving.proof import finish
@@ -210,7 +210,7 @@ def run_far(
     **settings: Any,
 ) -> SequenceRow:
     """Run an engine over a drive, and a second one of the same files over the drive moved and delayed."""
-    return run_pair(at_home, frames.Shifted(far_away, offset_m, offset_s), frames, spec, 'free', **settings)
+    return run_pair(at_home, Shifted(far_away, offset_m, offset_s), frames, spec, 'free', **settings)
 
 
 def drive_row(detector: Any, paths: Any, frames: Iterable[Frame]) -> SequenceRow:
