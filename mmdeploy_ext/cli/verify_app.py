@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 
 from mmdeploy_ext.api import ProofRequest, prove_read, read_detector
 from mmdeploy_ext.base import cli
@@ -66,11 +65,12 @@ def run(args: argparse.Namespace) -> int:
     shared.refuse_options(args, build_parser(), foreign, f'family {family.name!r} has no such option')
     verdict = prove_read(detector, request)
     kind = kind_of(detector.family)
-    if Path(args.onnx_file).is_file() and kind.public_samples:
-        from mmdeploy_ext.proving.difference import near_lines
+    if not verdict.passed:
+        from mmdeploy_ext.proving.difference import difference_lines
 
+        files, _ = kind.read(str(args.onnx_file))
         images = kind.images_of_difference(detector, kind.public_samples)
-        verdict.notes += near_lines(detector, args.onnx_file, images, verdict)
+        verdict.notes += difference_lines(detector, files, images, verdict)
     return proof.show(verdict, detector, args)
 
 

@@ -637,6 +637,12 @@ class Compared:
     title: str
     beside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def of(cls, module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Compared:
+        """Return a module with a file's inputs and outputs, in its order and on the CPU."""
+        stage = Stage('', module, tuple(feeds), tuple(value.name for value in model.graph.output))
+        return cls([stage], dict(feeds), None, '')
+
 
 def first_difference(
     detector: Detector,
@@ -694,17 +700,33 @@ def first_difference(
     return comparison
 
 
-def near_lines(detector: Detector, path: str, images: Pictures | None, verdict: Verdict) -> list[str]:
-    """Return whose the difference of a file is that fails by less than `NEAR` times the tolerance, or []."""
-    failed = [finding.figures for finding in verdict.with_figure('tensor') if finding.passed is False]
-    ratios = [row['max_abs'] / row['tolerance'] for row in failed if row['max_abs'] and row['tolerance']]
-    if not verdict.bars.is_float32 or not ratios or max(ratios) >= NEAR:
+def difference_lines(
+    detector: Detector, paths: Sequence[str], images: Pictures | None, verdict: Verdict
+) -> list[str]:
+    """Return where the files of a proof whose outputs fail leave PyTorch, or [].
+
+    Of a file that fails by less than `NEAR` times the tolerance also whose the difference is.
+    """
+    failed = [one.figures for one in verdict.findings if one.level == 'outputs' and one.passed is False]
+    has_graphs = hasattr(detector.family, 'graphs')  # layers of a backbone are compared anyway
+    if not failed or not verdict.bars.is_float32 or not has_graphs:
         return []
-    model = files.load(path)
-    metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
-    search = Search(compared_of(detector, metadata, images), findings.diff_bars_of('fp32'))
-    search.compare(model)
-    return split_lines(*search.split())
+    rows = [row for row in failed if row.get('max_abs') and row.get('tolerance')]
+    is_near = bool(rows) and max(row['max_abs'] / row['tolerance'] for row in rows) < NEAR
+    refused = []
+    for path in paths:
+        try:
+            model = files.load(path)
+            metadata = Metadata.from_props({entry.key: entry.value for entry in model.metadata_props}, path)
+            search = Search(compared_of(detector, metadata, images))
+            place = locate(search, model, fresh=True)
+        except Exception as error:  # also of the user's code
+            refused.append(f'first difference: {Path(path).name}: not located: {one_line(error)[:200]}')
+            continue
+        lines = split_lines(*search.split()) if is_near else []
+        if place or lines:
+            return [f'first difference: {Path(path).name}: {place or "in no single node"}', *lines]
+    return refused
 
 
 def compared_of(
@@ -735,10 +757,10 @@ def unseen(example: np.ndarray, seed: int) -> np.ndarray:
 class Search:
     """PyTorch's side of a comparison, run once; several graphs can be compared with it."""
 
-    def __init__(self, compared: Compared, bars: findings.DiffBars) -> None:
-        self.compared, self.bars = compared, bars
+    def __init__(self, compared: Compared, bars: findings.DiffBars | None = None) -> None:
+        self.compared, self.bars = compared, bars or findings.DiffBars()
         self.constants, self.runner = Constants(), NodeRunner()
-        self.records = _record(compared, bars)
+        self.records = _record(compared, self.bars)
         self.named = self.records.named()
 
     def compare(self, model: onnx.ModelProto, fresh: bool = True) -> findings.Comparison:
@@ -797,15 +819,9 @@ class Search:
         return result
 
 
-def locate(module: torch.nn.Module, model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> str:
-    """Return where a file first differs from a module: node, part of the module, and line of its code.
-
-    `module` has the file's inputs and outputs in its order, on the CPU; `feeds` (input -> array) show the
-    difference.
-    """
-    stage = Stage('', module, tuple(feeds), tuple(value.name for value in model.graph.output))
-    search = Search(Compared([stage], dict(feeds), None, ''), findings.DiffBars())
-    first = search.compare(model, fresh=False).first
+def locate(search: Search, model: onnx.ModelProto, fresh: bool = False) -> str:
+    """Return where a file first differs from PyTorch: node, part of the module, line of its code; or ''."""
+    first = search.compare(model, fresh).first
     if first is None:
         return ''
     parts = [f'node {first.node} ({first.op_type}), tensor {first.tensor}']

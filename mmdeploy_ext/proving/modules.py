@@ -31,7 +31,7 @@ from mmdeploy_ext.graphs.io.index import count_nodes, opsets_of
 from mmdeploy_ext.graphs.passes.rename import rename_tensors
 from mmdeploy_ext.graphs.run import Runner
 from mmdeploy_ext.graphs.signature import differences, is_same_structure
-from mmdeploy_ext.proving.difference import locate
+from mmdeploy_ext.proving.difference import Compared, Search, locate
 from mmdeploy_ext.proving.explain import draws_of
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, unreached_inputs
 from mmdeploy_ext.proving.loop import compare
@@ -989,7 +989,7 @@ class ModuleProof(Subject):
             call, feeds = self.first_failed
             flat = FlatModule(self.module, call, self.inputs, self.outputs).eval()
             try:
-                place = locate(flat, self.model, feeds)
+                place = locate(Search(Compared.of(flat, self.model, feeds)), self.model)
             except Exception as error:
                 place = f'could not be located: {one_line(error)[:200]}'
             if place:

@@ -10,7 +10,7 @@ from mmdeploy_ext import prove
 from mmdeploy_ext.bench.kinds import kind_of
 from mmdeploy_ext.graphs.diff.findings import DiffBars
 from mmdeploy_ext.graphs.io import files
-from mmdeploy_ext.proving.difference import PARTS, Compared, Search, near_lines, split_lines
+from mmdeploy_ext.proving.difference import PARTS, Compared, Search, difference_lines, split_lines
 from mmdeploy_ext.spec.tensors import Stage
 from mmdeploy_ext.spec.verdict import Finding, Verdict
 from toy_atss import CHECKPOINT, CONFIG, PICTURE, export_toy, load_toy
@@ -76,22 +76,26 @@ def test_a_rounded_weight_is_the_share_of_the_export_and_named_by_its_module(kin
     assert 'second' in split_lines(found, narrow)[2]
 
 
-@pytest.mark.parametrize(('max_abs', 'passed'), [(1.0, False), (1e-5, True)])
-def test_large_differences_and_passed_tensors_are_not_split(max_abs, passed):
-    figures = dict(tensor='y', max_abs=max_abs, tolerance=1e-4)
-    verdict = Verdict({}, [Finding('outputs', 'y', passed, '', figures)])
-    assert near_lines(None, 'no file is read', None, verdict) == []
-
-
 @pytest.mark.matrix
-def test_a_verdict_names_the_module_whose_weights_are_slightly_off(tmp_path):
+@pytest.mark.parametrize(('factor', 'is_near'), [(1 + 2e-4, True), (1.5, False)])
+def test_a_verdict_names_the_module_whose_weights_are_off_and_splits_a_small_difference(
+    factor, is_near, tmp_path
+):
     detector, path = load_toy(), export_toy(load_toy(), tmp_path / 'm.onnx', height=128, width=160)
     model = files.load(path)
     weight = next(tensor for tensor in model.graph.initializer if tensor.name.endswith('atss_reg.weight'))
-    array = numpy_helper.to_array(weight) * np.float32(1 + 2e-4)
+    array = numpy_helper.to_array(weight) * np.float32(factor)
     weight.CopyFrom(numpy_helper.from_array(array, weight.name))
     files.save(model, tmp_path / 'off.onnx')
     verdict = prove(CONFIG, CHECKPOINT, tmp_path / 'off.onnx', samples=[str(PICTURE)], edited=True)
     images = kind_of(detector.family).images_of_difference(detector, [str(PICTURE)])
-    lines = near_lines(detector, str(tmp_path / 'off.onnx'), images, verdict)
-    assert not verdict.passed and 'atss_reg' in lines[2]
+    first, *split = difference_lines(detector, [str(tmp_path / 'off.onnx')], images, verdict)
+    assert not verdict.passed and 'module bbox_head.atss_reg' in first
+    assert (len(split) >= len(PARTS)) == is_near
+    assert not is_near or 'atss_reg' in split[2]
+
+
+def test_a_proven_file_has_no_difference():
+    detector = load_toy()
+    verdict = Verdict({}, [Finding('outputs', 'y', True, '', dict(tensor='y', max_abs=1e-5, tolerance=1e-4))])
+    assert difference_lines(detector, ['no file is read'], None, verdict) == []

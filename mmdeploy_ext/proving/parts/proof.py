@@ -17,7 +17,7 @@ from mmdeploy_ext.base.source_code import changed_files, model_classes
 from mmdeploy_ext.exporting.export import recorded_warnings
 from mmdeploy_ext.exporting.substitution import configs_in
 from mmdeploy_ext.graphs.io.files import load
-from mmdeploy_ext.proving.difference import locate
+from mmdeploy_ext.proving.difference import Compared, Search, locate
 from mmdeploy_ext.proving.explain import matched, rounding_of
 from mmdeploy_ext.proving.file_checks import check_not_random, check_valid, compare_with_fresh_export
 from mmdeploy_ext.proving.loop import compare
@@ -472,8 +472,9 @@ def _place(
     module = PartModule(factory.make(), part.form, call, part.paths).eval()
     names, inputs = folder.names(session.entry), part.form.inputs_of(call)
     feeds = {names.get(name, name): to_array(tensor) for name, tensor in inputs.items()}
+    model = load(str(folder.file(session.entry)))
     try:
-        place = locate(module, load(str(folder.file(session.entry))), feeds)
+        place = locate(Search(Compared.of(module, model, feeds)), model)
     except Exception as error:  # also of the user's code
         place = f'could not be located: {one_line(error)[:200]}'
     return f'{part.form.part.text}, {call.title}: {place or "in no single node"}'
