@@ -12,9 +12,8 @@ import headless
 from mmdeploy_ext.base.errors import UsageError
 from mmdeploy_ext.base.files import sha256_file, write_json
 from mmdeploy_ext.bench.kit import page
-from mmdeploy_ext.bench.kit.contents import FORMAT, MANIFEST, MODEL, KitGraph, hashes_of, kit_hash
-from mmdeploy_ext.bench.kit.page import LIBRARY, serving, write_page
-from mmdeploy_ext.spec.metadata import read_metadata
+from mmdeploy_ext.bench.kit.contents import MANIFEST, kit_hash
+from mmdeploy_ext.bench.kit.page import serving
 
 ENDED = "['equal', 'different', 'failed'].includes(document.body.dataset.state)"
 
@@ -98,19 +97,6 @@ def _as_array(entry):
         dtype = entry['type'].removesuffix('Array').replace('Big', '').lower()
         return np.frombuffer(base64.b64decode(entry['base64']), dtype)
     return entry
-
-
-def write_empty_kit(folder):
-    """Write a kit with the page of the ATSS toy that has neither inputs nor a library."""
-    metadata = read_metadata('demo/atss_toy.onnx')
-    graph = KitGraph('model', MODEL, metadata, metadata.spec)
-    (folder / MODEL).write_bytes(b'model')
-    facts = dict(config='none.py', checkpoint_sha256='', made_with={}, task='bbox2d')
-    bars = write_page(folder, graph, 'bbox2d')
-    contents = dict(format=FORMAT, graphs=[graph.to_json()], cases=[], frames=[], bars=bars, **facts)
-    manifest = dict(contents, files=hashes_of(folder))
-    write_json(folder / MANIFEST, dict(manifest, kit_sha256=kit_hash(manifest)))
-    (folder / LIBRARY).mkdir()
 
 
 def change_manifest(kit, change):

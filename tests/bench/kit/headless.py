@@ -1,10 +1,11 @@
-"""Pages in headless Chromium, through its debugging pipe: what they ask for, log and show."""
+"""Pages in headless Chromium, through its debugging pipe: requests, logs and texts; scripts in Node."""
 
 import json
 import os
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 PROGRAM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 OPTIONS = (
@@ -13,6 +14,33 @@ OPTIONS = (
     '--window-size=1300,900', 'about:blank',
 )  # fmt: skip
 TIMEOUT_S = 60
+NODE = shutil.which('node')
+IMPORTS = """
+export async function resolve(name, context, next) {
+  if (!name.startsWith('kit/')) return next(name, context);
+  return { ...(await next('FOLDER/' + name.slice(4), context)), format: 'module' };
+}
+"""
+"""The page's import map, as a hook of Node."""
+
+
+class Node:
+    """Runs expressions that import the scripts of a folder as a kit's page does."""
+
+    def __init__(self, folder):
+        hook = IMPORTS.replace('FOLDER', Path(folder).resolve().as_uri())
+        self._head = (
+            "import { register } from 'node:module';\n"
+            f"register('data:text/javascript,' + encodeURIComponent({json.dumps(hook)}));\n"
+        )
+
+    def evaluate(self, expression):
+        """Return the value of an asynchronous JavaScript expression."""
+        script = f'{self._head}process.stdout.write(JSON.stringify(await {expression}));'
+        command = [NODE, '--input-type=module', '-']
+        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=TIMEOUT_S)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
 
 class Browser:

@@ -1,9 +1,13 @@
 """The rules of a kit's page, in JavaScript, are those in Python: pictures bit for bit, matches, tensors."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from browser_pages import COUNTS, address_of, counts, in_page, opened_browser, write_empty_kit
+import headless
+from browser_pages import COUNTS, counts, in_page
+from mmdeploy_ext.bench import kit
 from mmdeploy_ext.bench.kit.contents import result_parts
 from mmdeploy_ext.bench.kit.page import bars_of
 from mmdeploy_ext.runtime.detections import Detections, Instances
@@ -14,17 +18,13 @@ from mmdeploy_ext.spec.comparison import compare_tensors
 from mmdeploy_ext.spec.preparation import PreprocessRule
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL, ColumnGroup, GraphSpec, TensorSpec
 
-pytestmark = pytest.mark.matrix
-
 
 @pytest.fixture(scope='module')
-def page(tmp_path_factory):
-    """A browser with the page and its scripts, of a kit that has neither inputs nor a library."""
-    folder = tmp_path_factory.mktemp('kit')
-    write_empty_kit(folder)
-    with opened_browser(tmp_path_factory.mktemp('profile')) as browser, address_of(folder) as address:
-        browser.open(address)
-        yield browser
+def page():
+    """The scripts of a kit's page, in Node."""
+    if headless.NODE is None:
+        pytest.skip('no Node here: `apt install nodejs` (Debian) installs it')
+    return headless.Node(Path(kit.__file__).parent / 'web')
 
 
 RULES = {
@@ -45,6 +45,7 @@ PICTURES = ((60, 80), (37, 91), (128, 64), (3, 2), (64, 96), (96, 128), (102, 18
 """Heights and widths: smaller and larger than what the rules resize to, exact halves among them."""
 
 
+@pytest.mark.matrix
 def test_pictures_are_prepared_bit_for_bit_as_in_python(page):
     random = np.random.default_rng(0)
     rules = {name: PreprocessRule(**values) for name, values in RULES.items()}
@@ -96,6 +97,7 @@ def generated_pair(random, task):
     )
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize('task', ['bbox2d', 'mask', 'boxed_mask', 'panoptic'])
 def test_generated_results_are_matched_as_in_python(page, task):
     random = np.random.default_rng(1)
@@ -186,6 +188,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.matrix
 def test_tensors_are_compared_as_in_python(page):
     candidates = {name: {**TENSORS, **change} for name, change in CHANGES.items()}
     expected = {
@@ -214,3 +217,51 @@ def test_tensors_are_compared_as_in_python(page):
     )
     assert answer == expected
     assert not all(passed for rows in expected.values() for _, passed in rows[:-1])
+
+
+# --- the contract of tests/proving/test_loop.py -----------------------------------------------------------
+
+COVERED = tuple(tensor for tensor in SPEC.outputs if tensor.name != 'uncovered')
+WANTED = {tensor.name: TENSORS[tensor.name] for tensor in COVERED}
+
+
+def judged(page, cases, expected=WANTED):
+    """Return the page's verdict on outputs of cases, and the failures of each."""
+    body = """
+        const [{ judgeCase, verdictOf }, { withGroups }] = await Promise.all(
+            ['judge', 'kit'].map((name) => import(`kit/${name}.js`)));
+        withGroups(spec, rtol);
+        const bars = { low_alone: 0, low_alone_share: 0 };
+        const kit = { metadata: { spec }, manifest: { bars, cases: [] } };
+        const stored = { title: 'input', images: [], results: [], inputs: {}, beside: {}, rounding: {} };
+        const judgements = cases.map((outputs, index) => (
+            judgeCase({ ...stored, name: `case ${index}`, tensors: expected }, outputs, kit)));
+        return { verdict: verdictOf(judgements, kit), failures: judgements.map((one) => one.failures) };
+    """
+    facts = dict(spec=GraphSpec('test', (), COVERED).to_json(), rtol=DEFAULT_RTOL)
+    answer = in_page(page, body, cases=cases, expected=expected, **facts)
+    return answer['verdict'], answer['failures']
+
+
+def test_a_page_keeps_the_contract_equal_sides_pass(page):
+    verdict, failures = judged(page, [WANTED] * 3)
+    assert verdict['equal'] and verdict['claim'] == 'EQUAL ON 3 INPUTS'
+    assert failures == [[], [], []]
+
+
+def test_a_page_keeps_the_contract_one_changed_value_fails_its_case_and_is_named(page):
+    verdict, failures = judged(page, [WANTED, {**WANTED, **changed('table', (0, 2), 0.1)}, WANTED])
+    assert not verdict['equal'] and failures[::2] == [[], []]
+    assert 'case 1' in failures[1][0] and 'table' in failures[1][0]
+
+
+def test_a_page_keeps_the_contract_an_output_that_is_missing_fails_its_case_alone(page):
+    without = {name: array for name, array in WANTED.items() if name != 'maps'}
+    verdict, failures = judged(page, [without, WANTED])
+    assert not verdict['equal'] and not failures[1]
+    assert 'maps' in failures[0][0] and 'missing' in failures[0][0]
+
+
+def test_a_page_keeps_the_contract_nothing_compared_never_passes(page):
+    assert not judged(page, [])[0]['equal']
+    assert not judged(page, [WANTED], expected={})[0]['equal']
