@@ -49,7 +49,7 @@ begin = mkdir -p $(STAMPS); start=$$SECONDS; echo "[env] $(1)"
 finish = rm -f $(STAMPS)/$(firstword $(subst -, ,$(@F)))-*; touch $@; echo "[env]     done in $$((SECONDS - start)) s"
 packages_of = $$($(1)/bin/python -c 'import site; print(site.getsitepackages()[0])')
 
-.PHONY: help env env-tensorrt env-mmdet3 env-rotate test test-fast test-matrix test-rounding test-workshop test-rotate \
+.PHONY: help env env-tensorrt env-mmdet3 env-rotate wheels test test-fast test-matrix test-rounding test-workshop test-rotate \
     coverage demo demo-stream demo-lidar demo-fusion benchmark zoo doctor site lint clean distclean
 
 help:
@@ -60,6 +60,7 @@ help:
 	echo 'make test         the test suite          make test-fast    a part of it     make test-matrix  the long matrices'
 	echo 'make test-rounding   the test suite with the roundings of five other CPUs'
 	echo 'make env-tensorrt, env-mmdet3, env-rotate   optional TensorRT-RTX (233 MB), mmdet 3, mmrotate; make test-rotate'
+	echo 'make wheels       dist/: wheels of mm2onnx, its projects, and of mmcv and mmdet3d without compiled operators'
 	echo 'make benchmark    every family on every engine that is here    make zoo   every config of the installed mmdet'
 	echo 'make coverage     the lines of mmdeploy_ext/ that the suite runs'
 	echo 'make doctor       versions, engines, and what is wrong with a fix     make lint   ruff'
@@ -112,6 +113,13 @@ env-mmdet3: $(ENV)
 	$(call pip,--no-deps --target "$$packages" -r $(R)/mmdet3.txt)
 	cp $(R)/mmdet3_ext.py "$$packages/mmcv/_ext.py"
 	echo "$(call packages_of,$(VENV))" >"$$packages/mm2onnx.pth"
+
+# mmcv without compiled operators and mmdet3d are on PyPI as sources alone, which need this environment's setuptools.
+wheels: $(ENV)
+	@rm -rf dist
+	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation -w dist . projects/driving projects/mmrotate \
+	    mmcv==$(call pin,mmcv-full) mmdet3d==$(call pin,mmdet3d)
+	ls dist
 
 env-rotate: $(ENV)
 	@$(call begin,mmrotate $(call pin,mmrotate) and projects/mmrotate/ in .venv-rotate/)

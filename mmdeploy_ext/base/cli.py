@@ -45,7 +45,10 @@ ELSEWHERE = {
     '--weights': 'CHECKPOINT',
 }
 """Options of other detectors' tools -> ours."""
-EXTRAS = dict(matplotlib='draw', openvino='openvino', nncf='nncf')
+EXTRAS = dict(
+    matplotlib='draw', openvino='openvino', nncf='nncf', onnx='graph', onnx_ir='graph', onnxscript='graph',
+    onnxslim='graph', jinja2='graph',
+)  # fmt: skip
 """Package -> extra of this project that installs it."""
 
 

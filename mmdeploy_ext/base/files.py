@@ -361,8 +361,11 @@ def unreadable_onnx(path: AnyPath, error: Exception) -> ModelFileError:
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
+    digest = hashlib.sha256()
     with open(path, 'rb') as stream:
-        return hashlib.file_digest(stream, 'sha256').hexdigest()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sha256_onnx(path: str | os.PathLike[str]) -> str:

@@ -3,15 +3,20 @@
 Annotations are evaluated: import them at run time.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import json
 import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mmdeploy_ext.base.errors import ConfigError, ModelFileError
+
+if TYPE_CHECKING:
+    from typing import Self
 
 LARGEST = 1e30
 """Largest number that is read: times pixels it still fits float32."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import sys
 import threading
 import time
@@ -40,6 +41,9 @@ FPS = 4.0
 NOTE_AFTER_S = 2.0
 """Seconds after which the note of `once` is printed."""
 COMPILING = 'note: compiling functions for points (10 s, once per machine)'
+NOT_COMPILED = (
+    "note: points run in plain Python, which is slow; pip install 'mm2onnx[lidar]' compiles it"
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -131,7 +135,7 @@ def run_sweeps(args: argparse.Namespace, metadata: Metadata) -> int:
     targets = run_images.plan_pictures(args.images, args.out, list_sweeps, 'sweep')
     run_images.check_targets(args, targets.values())
     with opened(args, metadata) as model:
-        compile_loops = once(COMPILING)
+        compile_loops = once()
 
         def run_one(source: Path, target: Path) -> dict[str, Any]:
             points = read_points(source, model.width)
@@ -182,7 +186,7 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     writer = film.open_writer(args.out, FPS) if video else contextlib.nullcontext()
     with opened(args, metadata) as model, writer as add_to_film:
         draw = (lambda target, picture: add_to_film(picture)) if video else write_picture
-        compile_loops = once(COMPILING)
+        compile_loops = once()
 
         def run_one(frame: RigFrame, target: Path, facts: dict[str, Any]) -> dict[str, Any]:
             images = frame.read_pictures()
@@ -218,9 +222,10 @@ def run_frames(args: argparse.Namespace, metadata: Metadata) -> int:
     return run_images.finish(args, metadata, entries, time.perf_counter() - begun, 'frames')
 
 
-def once(note: str) -> Callable[[Callable[[], Any]], None]:
-    """A function that calls its argument in the first call only."""
+def once() -> Callable[[Callable[[], Any]], None]:
+    """A function that calls its argument in the first call only; a note says why that is slow."""
     done: list[bool] = []
+    note = COMPILING if importlib.util.find_spec('numba') else NOT_COMPILED
 
     def run_first(function: Callable[[], Any]) -> None:
         if done:

@@ -7,12 +7,13 @@ import contextlib
 import contextvars
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.errors import InferenceError, ShapeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from typing import Self
 
     import numpy as np
 

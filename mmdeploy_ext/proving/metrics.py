@@ -171,7 +171,7 @@ def keep_metrics(
 
     Returns True without a comparison; else whether all metrics agree and one has a value.
     """
-    time = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+    time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds')
     target, reference_path = folder / BACKENDS[kind].metrics, folder / BACKENDS['TorchBackend'].metrics
     write_json(target, dict(metrics=dict(metrics), engine=kind, **facts, made=time))
     if kind == 'TorchBackend' or not reference_path.is_file():

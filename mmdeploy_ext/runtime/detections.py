@@ -3,7 +3,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from mmdeploy_ext.spec.options import LARGEST_K, LIMITS, MADE_FOR
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Self
 
     from mmdeploy_ext.spec.metadata import Metadata
 

@@ -8,7 +8,7 @@ n results, P points, K modes, T steps; metres in the LiDAR frame.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from mmdeploy_ext.runtime.detections3d import Detections3D
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Self
 
     from mmdeploy_ext.runtime.frames import Frame
 

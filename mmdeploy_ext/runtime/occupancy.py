@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -13,6 +13,9 @@ from mmdeploy_ext.runtime.bird_eye import DARK, BoxLayer
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw import class_colour, class_name, write
 from mmdeploy_ext.runtime.draw3d import GAP, camera_mosaic
+
+if TYPE_CHECKING:
+    from typing import Self
 
 NO_BOXES = Detections3D(np.zeros((0, 9), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 SCALE = 4

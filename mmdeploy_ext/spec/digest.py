@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmdeploy_ext.base.errors import DataError, Mm2OnnxError, ModelFileError
-from mmdeploy_ext.base.files import locked, path_in
+from mmdeploy_ext.base.files import locked, path_in, sha256_file
 from mmdeploy_ext.base.plain_pickle import METADATA, entry, fields, metadata_of
 from mmdeploy_ext.spec.metadata import PREFIX
 
@@ -197,8 +197,7 @@ def _digest_of_bytes(content: Any, folder: Path, name: object, data: Any) -> dic
             length += end - begin
     for file in data:
         path = path_in(folder, file, f'{name}: {KEY}', below=True)
-        with open(path, 'rb') as stream:
-            digest.update(hashlib.file_digest(stream, 'sha256').digest())
+        digest.update(bytes.fromhex(sha256_file(path)))
         length += path.stat().st_size
     return dict(sha256=digest.hexdigest(), bytes=length)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from mmdeploy_ext.base.typed_json import JsonDataclass, optional
 from mmdeploy_ext.spec.tensors import ColumnGroup
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from mmdeploy_ext.spec.tensors import GraphSpec
 
 

@@ -1,9 +1,11 @@
 """All facts needed to use a file, as JSON in `metadata_props` under `mm2onnx.*`."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.errors import ConfigError, LoadError, ModelFileError, shape_text
@@ -14,6 +16,9 @@ from mmdeploy_ext.spec.facts import Facts
 from mmdeploy_ext.spec.preparation import FusionRule, MultiViewRule, PreprocessRule, VoxelRule
 from mmdeploy_ext.spec.registry import find_registration
 from mmdeploy_ext.spec.tensors import GraphSpec
+
+if TYPE_CHECKING:
+    from typing import Self
 
 PREFIX = 'mm2onnx.'
 GRAPH_RULES = 7

@@ -1,6 +1,5 @@
 """An environment that holds the wheel and the distributions that it asks for, and nothing else."""
 
-import contextlib
 import email
 import importlib.metadata
 import itertools
@@ -9,16 +8,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
 import venv
 from pathlib import Path
 
+import tomllib
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = ('mmdeploy_ext', 'pyproject.toml', 'README.md')
-NOT_HERE = ('argcomplete',)
-"""What it asks for, runs without, and nobody else needs: downloaded where that can be."""
 
 
 class Command:
@@ -30,22 +27,18 @@ class Command:
         env: variables.
     """
 
-    def __init__(self, folder):
-        """Build the wheel, install it, and give it what it asks for out of this environment."""
+    def __init__(self, folder, extra=''):
+        """Build the wheel, install it with an extra, and give it what it asks for out of this environment."""
         self.folder, python = folder / 'elsewhere', folder / 'env/bin/python'
         self.folder.mkdir()
         venv.create(folder / 'env', symlinks=True)
         self.site = next((folder / 'env').glob('lib/python*/site-packages'))
         pip('--python', python, 'install', '--no-deps', '--no-index', '--no-compile', build_wheel(folder))
         text = next(self.site.glob('mm2onnx-*.dist-info/METADATA')).read_text(encoding='utf-8')
-        left, done = needed(email.message_from_string(text).get_all('Requires-Dist')), set()
+        left, done = needed(email.message_from_string(text).get_all('Requires-Dist'), extra), set()
         while left:
             name = left.pop()
             done.add(name)
-            if name in NOT_HERE:
-                with contextlib.suppress(subprocess.CalledProcessError):
-                    pip('--python', python, 'install', '--no-deps', name)
-                continue
             link_distribution(name, self.site)
             left |= needed(importlib.metadata.requires(name) or ()) - done
         self.env = {name: value for name, value in os.environ.items() if not name.startswith('PYTHON')}
@@ -81,10 +74,12 @@ def pip(*words):
     subprocess.run(words, check=True, capture_output=True, text=True, cwd='/')
 
 
-def needed(requirements):
-    """Return the names of requirements that hold without an extra, for this Python."""
+def needed(requirements, extra=''):
+    """Return the names of requirements that hold with an extra, for this Python."""
     wanted = map(Requirement, requirements)
-    return {entry.name for entry in wanted if entry.marker is None or entry.marker.evaluate(dict(extra=''))}
+    return {
+        entry.name for entry in wanted if entry.marker is None or entry.marker.evaluate(dict(extra=extra))
+    }
 
 
 def link_distribution(name, site):

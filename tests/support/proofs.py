@@ -76,8 +76,8 @@ def fresh_exports_once() -> Iterator[None]:
                 if (*file, *names) not in made:
                     if file not in exports:
                         exports[file] = make(detector, options, *rest)
-                    made[*file, *names] = exports[file](*names)
-                return copy.deepcopy(made[*file, *names])
+                    made[(*file, *names)] = exports[file](*names)
+                return copy.deepcopy(made[(*file, *names)])
 
             return export
 

@@ -19,16 +19,15 @@ from mmdeploy_ext.base.files import write_json
 from mmdeploy_ext.engines.registry import BACKENDS
 from mmdeploy_ext.upstream import compat
 
+PYTHONS = '3.10 to 3.12'
 RUNTIME = {
     'numpy': '1.26.4',
     'opencv-python-headless': '4.11.0.86',
-    'onnx': '1.23.2',
     'onnxruntime': '1.31.1',
-    'onnx-ir': '1.1.0',
-    'onnxslim': '0.1.98',
     'rich': '15.0.0',
-    'jinja2': '3.1.6',
 }
+GRAPHS = {'onnx': '1.23.2', 'onnx-ir': '1.1.0', 'onnxslim': '0.1.98', 'jinja2': '3.1.6'}
+"""What reads and changes graphs: the extra `graph`."""
 EXPORT = {'torch': '2.13.0', 'torchvision': '0.28.0', 'spconv': '2.3.8'}
 FROZEN = {'mmcv-full': '1.7.2', 'mmdet': '2.28.2', 'mmsegmentation': '0.30.0', 'mmdet3d': '1.0.0rc6'}
 """Distribution -> version of requirements*.txt."""
@@ -112,13 +111,13 @@ def installed_version(distribution: str) -> str | None:
 
 
 def check_python() -> Finding:
-    """Compare Python with 3.11: older is a 'problem', newer 'differs'."""
-    version = platform.python_version()
-    if sys.version_info < (3, 11):  # noqa: UP036 (this is the check)
+    """Compare Python with 3.10 to 3.12: older is a 'problem', newer 'differs'."""
+    version, found = platform.python_version(), sys.version_info[:2]
+    if found < (3, 10):
         return Finding(
-            'python', version, '3.11', 'problem', 'apt install python3.11 python3.11-venv; make env'
+            'python', version, PYTHONS, 'problem', 'apt install python3.11 python3.11-venv; make env'
         )
-    return Finding('python', version, '3.11', 'ok' if sys.version_info[:2] == (3, 11) else 'differs')
+    return Finding('python', version, PYTHONS, 'ok' if found <= (3, 12) else 'differs')
 
 
 def check_version(distribution: str, expected: str, frozen: bool = False) -> Finding:
@@ -174,6 +173,12 @@ def examine(runtime_only: bool = False, patches: bool = False) -> list[Finding]:
     """All findings; `runtime_only` leaves out PyTorch and OpenMMLab, `patches` adds those in effect."""
     findings = [check_python(), *(check_version(*item) for item in RUNTIME.items())]
     probes = dict(_RUNTIME_PROBES)
+    if runtime_only and not any(map(installed_version, GRAPHS)):
+        findings.append(
+            Finding('onnx', 'not installed', 'optional', 'absent', "pip install 'mm2onnx[graph]'")
+        )
+    else:
+        findings += [check_version(*item) for item in GRAPHS.items()]
     if not runtime_only:
         findings += [check_version(*item) for item in EXPORT.items()]
         findings += [check_version(*item, frozen=True) for item in FROZEN.items()]

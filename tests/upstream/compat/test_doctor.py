@@ -21,7 +21,7 @@ def pins():
 
 
 def test_expected_versions_are_those_of_the_requirement_files():
-    for name, version in (doctor.RUNTIME | doctor.EXPORT | doctor.FROZEN).items():
+    for name, version in (doctor.RUNTIME | doctor.GRAPHS | doctor.EXPORT | doctor.FROZEN).items():
         assert pins()[name] == version, name
 
 

@@ -4,9 +4,11 @@ Source: lyuwenyu/RT-DETR 068dfde, rtdetr_pytorch/src/zoo/rtdetr/hybrid_encoder.p
 Glossary: B batch, D embedding, h, w map size, T tokens of the coarsest map, row by row.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +21,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.upstream.models.catalogue import registered_if_named
 from mmdeploy_ext.upstream.operators.attention import multi_head
+
+if TYPE_CHECKING:
+    from typing import Self
 
 # Layers that the parts of RT-DETR share; parameter names are the original's.
 #
