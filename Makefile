@@ -116,9 +116,11 @@ env-mmdet3: $(ENV)
 
 # mmcv without compiled operators and mmdet3d are on PyPI as sources alone, which need this environment's setuptools.
 wheels: $(ENV)
-	@rm -rf dist
+	@left="$$(echo {.,projects/driving,projects/mmrotate}/{build/lib,build/bdist.*,*.egg-info})"
+	rm -rf dist $$left
 	$(RUN) -m pip wheel --quiet --no-deps --no-build-isolation -w dist . projects/driving projects/mmrotate \
 	    mmcv==$(call pin,mmcv-full) mmdet3d==$(call pin,mmdet3d)
+	rm -rf $$left
 	ls dist
 
 env-rotate: $(ENV)

@@ -41,9 +41,7 @@ FPS = 4.0
 NOTE_AFTER_S = 2.0
 """Seconds after which the note of `once` is printed."""
 COMPILING = 'note: compiling functions for points (10 s, once per machine)'
-NOT_COMPILED = (
-    "note: points run in plain Python, which is slow; pip install 'mm2onnx[lidar]' compiles it"
-)
+NOT_COMPILED = "note: points run in plain Python, which is slow; pip install 'mm2onnx[lidar]' compiles it"
 
 
 def build_parser() -> argparse.ArgumentParser:

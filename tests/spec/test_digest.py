@@ -294,8 +294,8 @@ def test_a_damaged_file_is_not_used(damaged, tmp_path, capsys):
 @pytest.mark.parametrize('edited', [False, True])
 def test_a_damaged_file_is_not_proven_unless_it_was_edited_on_purpose(damaged, edited):
     file = proof.open_file(str(damaged))
-    parts = dict(contents=lambda file: ([], []), compare=lambda file: GraphResult('', 1, True))
-    found = proof.check(load_demo('atss'), [file], {}, {}, Claims(edited), {}, **parts, prepared=lambda: None)
+    parts = dict(level_1=lambda file: ([], [], lambda: GraphResult('', 1, True)), prepared=lambda: None)
+    found = proof.check(load_demo('atss'), [file], {}, {}, Claims(edited), {}, **parts)
     failed = [check.name for check in found.results.checks if not check.passed and 'digest' in check.name]
     notes = [note for note in found.verdict.notes if digest.KEY in note]
     assert (len(failed), len(notes)) == ((0, 1) if edited else (1, 0))
