@@ -17,8 +17,7 @@ from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.errors import ConfigError, ModelFileError, UsageError
 from mmdeploy_ext.base.source_code import ModelClass, model_classes
 from mmdeploy_ext.base.user_modules import import_failure, older_library
-from mmdeploy_ext.families.missing_kernels import missing_operators
-from mmdeploy_ext.families.no_family import refusal
+from mmdeploy_ext.families.no_family import missing_operators, refusal
 from mmdeploy_ext.families.sequence_data import scene_tokens
 from mmdeploy_ext.spec.facts import Facts
 from mmdeploy_ext.spec.options import Option, Options

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmdeploy_ext.base.config import cfg_options, test_pipeline
@@ -173,3 +173,40 @@ def _similarity(entry: Registration, model: Any, parts: Mapping[str, str]) -> tu
     pairs = [(word.removesuffix('head'), name.removesuffix('head')) for word in words for name in heads]
     alike = max((difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs), default=0.0)
     return *inside, alike if alike >= ALIKE else 0.0
+
+
+POINT_SETS = 'furthest point sampling and ball query (mmcv.ops.furthest_point_sample, ball_query)'
+MISSING_KERNELS = dict(
+    PointNet2SASSG=POINT_SETS,
+    PointNet2SAMSG=POINT_SETS,
+    PAConvCUDASAModule='scores of neighbours (mmcv.ops.assign_score_withk)',
+    VoteHead=POINT_SETS,
+    DGCNNBackbone='nearest neighbours (mmcv.ops.knn)',
+    PartAggregationROIHead='RoI-aware pooling (mmcv.ops.RoIAwarePool3d)',
+    PointRCNNRoIHead='pooling of points in boxes (mmcv.ops.RoIPointPool3d)',
+)
+"""Class name of a part -> its operator that mmcv has for a GPU alone."""
+MISSING_LIBRARIES = dict(MinkResNet='MinkowskiEngine, a library of sparse convolutions with its own tensors')
+"""Class name of a part -> the missing library of its operators."""
+
+
+def missing_operators(model: Mapping[str, Any]) -> list[str]:
+    """Return a reason for each class of parts of a config's `model` that lacks an operator."""
+    reasons = []
+    for name in sorted(set(_type_names(model))):
+        if name in MISSING_KERNELS:  # the zoo knows this reason by its last words
+            reasons.append(f'{name} needs {MISSING_KERNELS[name]}, not implemented on CPU')
+        elif name in MISSING_LIBRARIES:
+            reasons.append(f'{name} needs {MISSING_LIBRARIES[name]}')
+    return reasons
+
+
+def _type_names(part: Any) -> Iterator[str]:
+    if isinstance(part, Mapping):
+        if isinstance(part.get('type'), str):
+            yield part['type']
+        for value in part.values():
+            yield from _type_names(value)
+    elif isinstance(part, Sequence) and not isinstance(part, str):
+        for value in part:
+            yield from _type_names(value)

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.families.base import Family
-from mmdeploy_ext.families.sequence_data import SequenceData
-from mmdeploy_ext.families.sequence_reference import SequenceReference
+from mmdeploy_ext.families.sequence_data import SequenceData, SequenceReference
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Stepper
 from mmdeploy_ext.spec.memory import MemorySpec

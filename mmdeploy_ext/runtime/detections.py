@@ -314,3 +314,8 @@ def check_all_seen(metadata: Metadata, outputs: Arrays, option: str, counts: str
     largest = int(np.max(outputs[counts])) if cap else 0
     if largest > cap:
         raise candidates_lost(metadata, largest, option)
+
+
+def top_rows(values: np.ndarray, count: int) -> np.ndarray:
+    """Return the indices of the `count` largest values (n,), descending; ties keep their order."""
+    return np.argsort(-values, kind='stable')[:count]

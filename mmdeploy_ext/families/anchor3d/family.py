@@ -25,7 +25,7 @@ from mmdeploy_ext.families.common.lidar_parts import parts_of, prefix_of
 from mmdeploy_ext.families.common.lidar_reference import LidarReference
 from mmdeploy_ext.families.common.pillars import has_pillars
 from mmdeploy_ext.families.common.runtime.anchors3d import OUTPUTS
-from mmdeploy_ext.families.common.sweep_samples import SweepMethods
+from mmdeploy_ext.families.common.samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.lidar import PILLARS
 from mmdeploy_ext.spec.options import Options

@@ -21,7 +21,7 @@ from mmdeploy_ext.families.common.lidar_models import UNTRACED, check_points_sid
 from mmdeploy_ext.families.common.lidar_reference import LidarReference
 from mmdeploy_ext.families.common.pillars import has_pillars
 from mmdeploy_ext.families.common.runtime.center_boxes import VALUES
-from mmdeploy_ext.families.common.sweep_samples import SweepMethods
+from mmdeploy_ext.families.common.samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.lidar import PILLARS
 from mmdeploy_ext.spec.options import Options

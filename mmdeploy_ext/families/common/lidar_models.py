@@ -15,10 +15,9 @@ from mmdeploy_ext.families.common.box_conventions import (
     state_head_convention,
     with_heights,
 )
-from mmdeploy_ext.families.common.lidar_parts import parts_of, prefix_of
+from mmdeploy_ext.families.common.lidar_graphs import check_form, load_whole
+from mmdeploy_ext.families.common.lidar_parts import grid_size, parts_of, prefix_of, rule_of_layer
 from mmdeploy_ext.families.common.pillars import DYNAMIC_ENCODER, ENCODERS, MEANS, SCATTER, has_pillars
-from mmdeploy_ext.families.common.sparse_graph import check_form, load_whole
-from mmdeploy_ext.families.common.voxel_grid import grid_size, rule_of_layer
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.upstream.models.building import build_without_weights, names_of_class
 from mmdeploy_ext.upstream.weights.checkpoint import Checkpoint, load_strict

@@ -18,7 +18,7 @@ from mmdeploy_ext.families.common.samples import only
 from mmdeploy_ext.families.images import ImageFamily
 from mmdeploy_ext.families.imvoxelnet import graphs
 from mmdeploy_ext.families.imvoxelnet.reference import ImVoxelNetReference, feeds
-from mmdeploy_ext.families.missing_kernels import missing_operators
+from mmdeploy_ext.families.no_family import missing_operators
 from mmdeploy_ext.runtime.preprocess.cam2img import PROJECTION
 from mmdeploy_ext.runtime.preprocess.pipeline_rule import steps_of
 from mmdeploy_ext.spec.options import Options

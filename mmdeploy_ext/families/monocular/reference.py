@@ -13,7 +13,7 @@ from mmdeploy_ext.exporting.substitution import PerCall
 from mmdeploy_ext.families.common.mmdet_reference import given_to, metas_of, tested
 from mmdeploy_ext.families.monocular import cameras
 from mmdeploy_ext.families.monocular.networks import SMOKE_NAMES, output_names, raw_names
-from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
+from mmdeploy_ext.families.monocular.runtime.decoding import MonocularDetections
 from mmdeploy_ext.families.monocular.smoke_graphs import STRIDE
 from mmdeploy_ext.families.reference import ImageReference
 from mmdeploy_ext.runtime.preprocess.pictures import PreparedImage

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
-from mmdeploy_ext.families.monocular.runtime.results import draw
+from mmdeploy_ext.families.monocular.runtime.decoding import MonocularDetections, draw
 from mmdeploy_ext.runtime.tasks import bbox2d, bbox3d
 from mmdeploy_ext.spec import matching
 from mmdeploy_ext.spec.matching import Pairing

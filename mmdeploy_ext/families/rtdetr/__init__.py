@@ -1,6 +1,6 @@
 """RT-DETR: family, graphs and runtime; the detector is in `mmdeploy_ext/upstream/models/rtdetr`."""
 
-from mmdeploy_ext.families.rtdetr.options import OPTIONS
+from mmdeploy_ext.families.rtdetr.facts import OPTIONS
 from mmdeploy_ext.spec.registry import register_family
 
 register_family(

@@ -2,7 +2,9 @@
 
 import dataclasses
 
+from mmdeploy_ext.families.common.options import GRID_SAMPLE
 from mmdeploy_ext.spec.facts import Count, Facts
+from mmdeploy_ext.spec.options import OF_SOME, Option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,3 +21,13 @@ class RtDetrFacts(Facts):
     num_classes: Count
     orig_target_sizes: str = 'width, height'
     position_layout: str
+
+
+FUSE = Option(
+    'fuse',
+    True,
+    'merge the branches of RepVGG blocks into one convolution (default: yes)',
+    group=OF_SOME,
+)
+DYNAMIC_BATCH = Option('dynamic_batch', False, 'dynamic batch, fixed size', group=OF_SOME)
+OPTIONS = (FUSE, GRID_SAMPLE, DYNAMIC_BATCH)

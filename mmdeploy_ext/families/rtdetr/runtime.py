@@ -13,8 +13,7 @@ import numpy as np
 
 from mmdeploy_ext.base.errors import ShapeError
 from mmdeploy_ext.engines.base import FEED_CHECKS
-from mmdeploy_ext.families.common.runtime.scores import top_rows
-from mmdeploy_ext.runtime.detections import Detections, results_from_padded
+from mmdeploy_ext.runtime.detections import Detections, results_from_padded, top_rows
 from mmdeploy_ext.runtime.geometry import sigmoid
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """SOLO, Decoupled SOLO, SOLOv2: family, graphs and runtime for mmdet's detectors."""
 
-from mmdeploy_ext.families.solo.options import OPTIONS
+from mmdeploy_ext.families.solo.facts import OPTIONS
 from mmdeploy_ext.spec.registry import register_family
 
 register_family(

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from mmdeploy_ext.spec.facts import Count, MaskConfig, Mismatch, Stride
+from mmdeploy_ext.spec.options import MAX_CANDIDATES, OF_SOME, Option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,3 +29,15 @@ class SoloFacts(MaskConfig):
     def check(self) -> None:
         if len(self.num_grids) != len(self.strides):
             raise Mismatch(f'num_grids has {len(self.num_grids)} entries, strides has {len(self.strides)}')
+
+
+LAYOUT = Option(
+    'layout',
+    'batched',
+    'raw form: cells of all levels with a batch axis (default), or the outputs of the fork '
+    'zhangjinsong3/SOLOv2.tensorRT',
+    ('batched', 'fork'),
+    only_with=('form', 'raw'),
+    group=OF_SOME,
+)
+OPTIONS = (LAYOUT, MAX_CANDIDATES)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from mmdeploy_ext.base.errors import ConfigError
-from mmdeploy_ext.families.common.voxel_grid import grid_size, rule_of_layer
+from mmdeploy_ext.families.common.lidar_parts import grid_size, rule_of_layer
 from mmdeploy_ext.families.sparse import EncoderSettings
 from mmdeploy_ext.spec.preparation import VoxelRule
 from mmdeploy_ext.upstream.models.sparse_backbone.model import axes

@@ -26,7 +26,7 @@ from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.evaluate import detector as test_loop
 from mmdeploy_ext.families.monocular import cameras, graphs, reference, task
 from mmdeploy_ext.families.monocular.runtime import decoding
-from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections
+from mmdeploy_ext.families.monocular.runtime.decoding import MonocularDetections
 from mmdeploy_ext.proving.pictures import references
 from mmdeploy_ext.runtime.detect import open_model, results_of
 from mmdeploy_ext.runtime.preprocess.cam2img import camera_for, cameras_of, check_camera, square_matrix

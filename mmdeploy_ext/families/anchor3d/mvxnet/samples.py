@@ -12,8 +12,8 @@ import numpy as np
 from mmdeploy_ext.base.config import refused_by_name, test_dataset, test_pipeline
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.anchor3d.mvxnet.runtime import CAMERA, frame_of_rig
+from mmdeploy_ext.families.common.lidar_parts import rule_of_layer
 from mmdeploy_ext.families.common.samples import check_dumped, check_given, only, picture_files
-from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
 from mmdeploy_ext.families.sequence_data import SequenceData
 from mmdeploy_ext.families.synthetic.kitti import generated_dataset, generated_moments
 from mmdeploy_ext.families.synthetic.moments import plain_moment

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 
-from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime.bird_eye import rotated_nms
-from mmdeploy_ext.runtime.detections import nms
+from mmdeploy_ext.runtime.detections import nms, top_rows
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_lidar_columns, seen_from_above
 from mmdeploy_ext.runtime.geometry import sigmoid
 from mmdeploy_ext.spec.facts import Bounds, Count, Facts, NotNegative, Positive, optional

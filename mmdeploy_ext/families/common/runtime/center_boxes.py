@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.runtime.bird_eye import circle_nms, rotated_nms
+from mmdeploy_ext.runtime.detections import top_rows
 from mmdeploy_ext.runtime.detections3d import Detections3D, in_lidar_columns, in_range, seen_from_above
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 from mmdeploy_ext.spec.facts import (

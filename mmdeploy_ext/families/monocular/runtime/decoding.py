@@ -13,18 +13,26 @@ Glossary: B images, A cells of a level, K peaks, C classes, D values of a box.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from mmdeploy_ext.runtime.bird_eye import BoxLayer
 from mmdeploy_ext.runtime.box_coders import constant
+from mmdeploy_ext.runtime.detections import Scored, rows_with_scores
+from mmdeploy_ext.runtime.detections3d import Detections3D
+from mmdeploy_ext.runtime.draw3d import draw_camera
 from mmdeploy_ext.runtime.geometry import sigmoid, softmax
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import ModuleType
 
     from mmdeploy_ext.families.monocular.facts import Depth, PointsFacts, SmokeFacts
+    from mmdeploy_ext.runtime.detections import Arrays
+
 
 PI = float(np.float32(np.pi))
 NO_ZERO = 1e-7
@@ -144,3 +152,142 @@ def smoke_boxes(
     yaw = xp.where(yaw > PI, yaw - 2 * PI, yaw)
     yaw = xp.where(yaw < -PI, yaw + 2 * PI, yaw)
     return on_the_ground(xp, xp.concatenate([places, sizes, yaw[..., None]], -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class MonocularDetections(Scored):
+    """Boxes of one picture, in the frame of its camera (x right, y down, z ahead).
+
+    Attributes:
+        boxes: (n, 9) float32: x, y, z of the middle of the bottom, m, unturned sizes along x, y and z, m, yaw
+            about y in radians (0 along x, -pi/2 along z), velocity along x and z, m/s, or 0.
+        scores: (n,) float32 in 0..1; above 1 if a PGD predicts the uncertainty of depths.
+        labels: (n,) int64.
+        attributes: (n,) int64, such as 'moving', or None.
+        bboxes_xyxy: (n, 4) float32, pixels of the input or the original picture, or None.
+        camera: four rows, camera's frame to pixels times depth, to draw with; may be empty.
+        code_size: 7, or 9 with a velocity.
+    """
+
+    largest_score: ClassVar[float] = math.inf
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    attributes: np.ndarray | None = None
+    bboxes_xyxy: np.ndarray | None = None
+    camera: tuple[tuple[float, ...], ...] = ()
+    code_size: int = 9
+
+    def to_mmdet_result(self, num_classes: int) -> dict[str, Any]:
+        import torch
+        from mmdet3d.core.bbox import CameraInstance3DBoxes
+
+        rows = torch.tensor(self.boxes[:, : self.code_size])
+        boxes = dict(
+            boxes_3d=CameraInstance3DBoxes(rows, box_dim=self.code_size),
+            scores_3d=torch.tensor(self.scores),
+            labels_3d=torch.tensor(self.labels),
+        )
+        if self.attributes is not None:
+            boxes['attrs_3d'] = torch.tensor(self.attributes)
+        results: dict[str, Any] = dict(img_bbox=boxes)
+        if self.bboxes_xyxy is not None:
+            corners = rows_with_scores(self.bboxes_xyxy, self.scores)
+            results['img_bbox2d'] = self.by_class(corners, num_classes)
+        return results
+
+    def scaled(self, scale_factor: np.ndarray) -> MonocularDetections:
+        ratios = scale_factor.astype(np.float32)
+        corners = None if self.bboxes_xyxy is None else self.bboxes_xyxy / ratios
+        rows = np.array(self.camera).reshape(-1, 4)
+        rows[:2] /= ratios[:2, None][: len(rows)]  # of no camera there are no rows
+        return dataclasses.replace(self, bboxes_xyxy=corners, camera=tuple(map(tuple, rows.tolist())))
+
+    def place(self, index: int) -> dict[str, Any]:
+        place: dict[str, Any] = dict(
+            box=[round(float(value), 4) for value in self.boxes[index, : self.code_size]]
+        )
+        if self.attributes is not None:
+            place['attribute'] = int(self.attributes[index])
+        if self.bboxes_xyxy is not None:
+            place['bbox_xyxy'] = [round(float(value), 3) for value in self.bboxes_xyxy[index]]
+        return place
+
+
+def padded_boxes(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes (n, 9) float32 of boxes (n, 7 to 9); missing velocities are 0."""
+    return np.pad(boxes, [(0, 0), (0, 9 - boxes.shape[1])]).astype(np.float32)
+
+
+TO_UPRIGHT = np.array([[1.0, 0, 0, 0], [0, 0, 1.0, 0], [0, -1.0, 0, 0], [0, 0, 0, 1.0]])
+"""From the camera's frame (x right, y down, z ahead) to the drawing frame (x right, y ahead, z up)."""
+
+
+def rows_of_camera(feeds: Arrays, index: int) -> tuple[tuple[float, ...], ...]:
+    """Return the camera `unmoved_cam2img` of a picture, in resized pixels without padding or warp, or ()."""
+    if 'unmoved_cam2img' not in feeds:
+        return ()
+    return tuple(tuple(map(float, row)) for row in feeds['unmoved_cam2img'][index])
+
+
+def from_padded(outputs: Arrays, feeds: Arrays) -> list[MonocularDetections]:
+    """Return the results per picture; rows of label -1 are padding.
+
+    `outputs` are `boxes` (B, n, 7 or 9) float32, `scores` (B, n), `labels` (B, n) int64, and maybe
+    `attributes` (B, n) int64 and `bboxes` (B, n, 4) xyxy, pixels of the network input.
+    """
+    images = []
+    for index, labels in enumerate(outputs['labels']):
+        present = labels >= 0
+        optional = {
+            field: outputs[name][index][present] if name in outputs else None
+            for field, name in (('attributes', 'attributes'), ('bboxes_xyxy', 'bboxes'))
+        }
+        boxes = outputs['boxes'][index][present]
+        images.append(
+            MonocularDetections(
+                padded_boxes(boxes),
+                outputs['scores'][index][present],
+                labels[present],
+                camera=rows_of_camera(feeds, index),
+                code_size=boxes.shape[1],
+                **optional,
+            )
+        )
+    return in_original_pixels(images, feeds)
+
+
+def in_original_pixels(images: Sequence[MonocularDetections], feeds: Arrays) -> list[MonocularDetections]:
+    """Divide cameras and 2D boxes by `scale_factor` (B, 4), `w h w h`, if it is in the feeds."""
+    if 'scale_factor' not in feeds:
+        return list(images)
+    pairs = zip(images, feeds['scale_factor'], strict=True)
+    return [results.scaled(scale_factor) for results, scale_factor in pairs]
+
+
+def upright_boxes(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes (n, 9) in the frame of `TO_UPRIGHT`."""
+    moved = boxes @ np.eye(9)[:, [0, 2, 1, 3, 5, 4, 6, 7, 8]]
+    moved[:, 2] *= -1
+    moved[:, 6] *= -1  # a turn about y, which points down, is one the other way about z, which points up
+    return moved.astype(np.float32)
+
+
+def draw(
+    image_bgr: np.ndarray,
+    results: MonocularDetections,
+    classes: Sequence[str],
+    score_thr: float = 0.3,
+    marked: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw boxes of at least `score_thr` into a copy of a picture (h, w, 3) uint8 BGR; `marked` white."""
+    if not results.camera:
+        return image_bgr.copy()
+    drawn = results.scores >= score_thr
+    boxes = upright_boxes(results.boxes[drawn])
+    layer = BoxLayer(
+        '',
+        Detections3D(boxes, results.scores[drawn], results.labels[drawn]),
+        None if marked is None else marked[drawn],
+    )
+    return draw_camera(image_bgr, np.asarray(results.camera) @ np.linalg.inv(TO_UPRIGHT), layer, classes)

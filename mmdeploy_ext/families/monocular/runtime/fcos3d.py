@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.families.monocular.runtime import decoding
-from mmdeploy_ext.families.monocular.runtime.detections import MonocularDetections, padded_boxes
-from mmdeploy_ext.families.monocular.runtime.results import (
+from mmdeploy_ext.families.monocular.runtime.decoding import (
+    MonocularDetections,
     draw,
     from_padded,
     in_original_pixels,
+    padded_boxes,
     rows_of_camera,
 )
 from mmdeploy_ext.runtime.bird_eye import rotated_nms
+from mmdeploy_ext.runtime.detections import top_rows
 
 if TYPE_CHECKING:
     from mmdeploy_ext.families.monocular.facts import PointsFacts

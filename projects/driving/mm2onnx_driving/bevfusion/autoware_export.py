@@ -22,9 +22,8 @@ from mm2onnx_driving.bevfusion.cuda_export import check_head
 from mm2onnx_driving.bevfusion.reference import BEVFusionReference, predictions_of
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.exporting.sparse.libspconv import NodeWriter
-from mmdeploy_ext.families.common.lidar_parts import OfModel
-from mmdeploy_ext.families.common.sparse_graph import backbone_graph
-from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
+from mmdeploy_ext.families.common.lidar_graphs import backbone_graph
+from mmdeploy_ext.families.common.lidar_parts import OfModel, rule_of_layer
 from mmdeploy_ext.runtime.sparse.ir import SparseGraph
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import Graph, GraphSpec, Stage, TensorSpec

@@ -32,8 +32,8 @@ from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.exporting.sparse import libspconv
 from mmdeploy_ext.exporting.sparse.fold import fold, reorder
 from mmdeploy_ext.exporting.sparse.trace import layer_sources
+from mmdeploy_ext.families.common.lidar_graphs import backbone_graph, model_spec, traced_encoder
 from mmdeploy_ext.families.common.lidar_parts import Hook, OfModel
-from mmdeploy_ext.families.common.sparse_graph import backbone_graph, model_spec, traced_encoder
 from mmdeploy_ext.families.contracts import Contract
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec

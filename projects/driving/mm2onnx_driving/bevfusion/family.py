@@ -24,9 +24,9 @@ from mmdeploy_ext.base.config import refused_values, test_pipeline
 from mmdeploy_ext.base.errors import CheckpointError, ConfigError, DataError
 from mmdeploy_ext.base.source_code import ModelClass
 from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.common.lidar_graphs import check_form, load_whole
+from mmdeploy_ext.families.common.lidar_parts import rule_of_layer
 from mmdeploy_ext.families.common.samples import check_dumped, only, picture_files, result
-from mmdeploy_ext.families.common.sparse_graph import check_form, load_whole
-from mmdeploy_ext.families.common.voxel_grid import rule_of_layer
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.sequence_data import SequenceData
 from mmdeploy_ext.families.synthetic.info_files import generated_dataset

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mm2onnx_driving.bevfusion.runtime import BEVFusionFacts, Coder, ViewFacts
 from mm2onnx_driving.bevfusion.view_transform import Rig
+from mmdeploy_ext.families.common.lidar_graphs import portable_graph
 from mmdeploy_ext.families.common.lidar_parts import OfModel
-from mmdeploy_ext.families.common.sparse_graph import portable_graph
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import ColumnGroup, Graph, GraphSpec, TensorSpec
 

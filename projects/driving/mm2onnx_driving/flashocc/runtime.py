@@ -9,7 +9,7 @@ import numpy as np
 
 from mm2onnx_driving.common.runtime.lift_splat import LiftFacts, LiftOnnx
 from mm2onnx_driving.plugin_bevdet import PoolLoop
-from mmdeploy_ext.families.common.runtime.scores import top_rows
+from mmdeploy_ext.runtime.detections import top_rows
 from mmdeploy_ext.runtime.detections3d import in_range
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 from mmdeploy_ext.runtime.occupancy import Instances, Occupancy

@@ -23,7 +23,7 @@ from mm2onnx_driving.common.runtime.instances import (
 )
 from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.base.typed_json import parse_json
-from mmdeploy_ext.families.common.runtime.scores import top_rows
+from mmdeploy_ext.runtime.detections import top_rows
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.runtime.geometry import exact_sigmoid, relative_motion
 from mmdeploy_ext.spec.facts import Count, Facts, Fraction, Positive

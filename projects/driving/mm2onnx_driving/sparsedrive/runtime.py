@@ -22,7 +22,7 @@ from mm2onnx_driving.common.runtime.instances import (
     is_near,
     time_interval,
 )
-from mmdeploy_ext.families.common.runtime.scores import top_rows
+from mmdeploy_ext.runtime.detections import top_rows
 from mmdeploy_ext.runtime.driving import DrivingScene, Plan, Polylines, command_of, with_command
 from mmdeploy_ext.runtime.geometry import exact_sigmoid, relative_motion
 from mmdeploy_ext.runtime.streams import frame_of_rig

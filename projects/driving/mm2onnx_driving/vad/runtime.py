@@ -13,7 +13,7 @@ import numpy as np
 from mm2onnx_driving.autoware.nodes import VAD
 from mm2onnx_driving.common.runtime.bev_frames import BevFacts, BevOnnx, frame_with_record
 from mm2onnx_driving.common.runtime.query_boxes import decode_rows
-from mmdeploy_ext.families.common.runtime.scores import top_rows
+from mmdeploy_ext.runtime.detections import top_rows
 from mmdeploy_ext.runtime.driving import DrivingScene, command_of, with_command
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 from mmdeploy_ext.spec.facts import Count

@@ -13,9 +13,9 @@ from mm2onnx_driving.common.runtime.bev_frames import record_of
 from mm2onnx_driving.common.runtime.query_boxes import above, at_least, passing
 from mm2onnx_driving.petr.runtime import PetrOnnx, camera_times
 from mm2onnx_driving.streampetr.runtime import StreamPetrOnnx
-from mmdeploy_ext.families.common.runtime.scores import top_rows
 from mmdeploy_ext.families.synthetic.drive import synthetic_drive
 from mmdeploy_ext.runtime import frame_checks
+from mmdeploy_ext.runtime.detections import top_rows
 from mmdeploy_ext.runtime.frames import Frame, FusedFrame, StreamState
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 from toy_rig import RULE

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.families.common.runtime.scores import top_rows
+from mmdeploy_ext.runtime.detections import top_rows
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.geometry import exact_sigmoid
 from mmdeploy_ext.runtime.streams import StreamRuntime

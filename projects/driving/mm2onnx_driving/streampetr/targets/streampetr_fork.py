@@ -15,7 +15,7 @@ import numpy as np
 from mm2onnx_driving.streampetr.memory import FIELDS, to_global
 from mm2onnx_driving.streampetr.runtime import StreamPetrOnnx, motion_since
 from mmdeploy_ext.base.errors import EngineError
-from mmdeploy_ext.families.common.runtime.scores import top_rows
+from mmdeploy_ext.runtime.detections import top_rows
 from mmdeploy_ext.runtime.geometry import exact_sigmoid, invert_pose
 
 if TYPE_CHECKING:
