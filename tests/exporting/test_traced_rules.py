@@ -156,10 +156,15 @@ def computed_convolution(rows):
     return F.conv2d(torch.ones(1, 3, 4, 4), weights).flatten(1)
 
 
+def pooled_without_an_image(rows):
+    values, places = F.max_pool2d_with_indices(rows[None], 3, stride=1, padding=1)
+    return torch.cat([values, places.to(values), F.max_pool2d(rows[None], 3, stride=1, padding=1)], 1)
+
+
 KEPT = (
     cut, fewest_and_most, slice_of_an_int, written_columns, written_view_of_a_view, items_of_a_view,
     added_to_a_view, tensor_of_sizes, data_of_a_tensor, deep_copy, empty_selection, selected_only_if_needed,
-    reshaped_selection, split_of_one, normalised, computed_convolution,
+    reshaped_selection, split_of_one, normalised, computed_convolution, pooled_without_an_image,
 )  # fmt: skip
 
 

@@ -658,6 +658,13 @@ class Tracing(TorchFunctionMode):
         image = given['input']
         return (weight.flatten(1) @ image.flatten(2)).unflatten(2, image.shape[2:])
 
+    def _max_pool(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Maps without an axis of images, which PyTorch's exporter takes for maps with one."""
+        if not args or args[0].dim() != 3:
+            return NotImplemented
+        pooled = function(args[0][None], *args[1:], **kwargs)
+        return tuple(one[0] for one in pooled) if isinstance(pooled, tuple) else pooled[0]
+
     def _layer_norm(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
         if 'normalized_shape' in kwargs:
             sizes = [self.number(size, name) for size in kwargs['normalized_shape']]
@@ -697,6 +704,7 @@ RULES: dict[str, Any] = {
     **dict.fromkeys(('__getitem__', 'masked_select', 'nonzero', 'where'), Tracing._select),
     'topk': Tracing._topk,
     'conv2d': Tracing._conv2d,
+    **dict.fromkeys(('max_pool2d', 'max_pool2d_with_indices'), Tracing._max_pool),
     'layer_norm': Tracing._layer_norm,
     '__deepcopy__': Tracing._same,
 }

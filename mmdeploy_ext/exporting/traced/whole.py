@@ -530,7 +530,8 @@ class End:
 
         def keep(*args: Any, **kwargs: Any) -> Any:
             given = inspect.signature(method).bind(*args, **kwargs).arguments
-            tensors = nested(dict(given), lambda one: one if isinstance(one, torch.Tensor) else None)
+            given = {key: value for key, value in given.items() if not key.startswith('img_meta')}
+            tensors = nested(given, lambda one: one if isinstance(one, torch.Tensor) else None)
             found.update(named(tensors))
             raise Reached
 
