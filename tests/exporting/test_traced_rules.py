@@ -143,6 +143,13 @@ def reshaped_selection(rows):
     return kept.reshape(kept.shape[0], -1) + 1
 
 
+def reshaped_maps_of_a_selection(rows):
+    maps = rows[rows[:, 4] > 40][:, :4, None].expand(-1, -1, 3)
+    if maps.shape[0] == 0:
+        return maps.new_zeros(0, 2, 6)
+    return maps.reshape(maps.shape[0], 2, -1) + 1
+
+
 def split_of_one(rows):
     return torch.cat(rows.split((len(rows),))) * 2
 
@@ -174,7 +181,9 @@ def test_a_decision_that_tensors_can_make_stays_in_the_graph(function):
     assert found == [(True, True)] * 4
 
 
-@pytest.mark.parametrize('function', [empty_selection, reshaped_selection, only_what_is_left])
+@pytest.mark.parametrize(
+    'function', [empty_selection, reshaped_selection, reshaped_maps_of_a_selection, only_what_is_left]
+)
 def test_an_example_without_a_selected_row_does_not_decide_for_other_pictures(function):
     assert answers(function, boxes(12, scale=0.1), boxes(12, 1), boxes(12, 2, 0.1)) == [(True, True)] * 3
 

@@ -631,10 +631,13 @@ class Tracing(TorchFunctionMode):
             same, elements = rows == tensor.shape[0], tensor.numel()
         if same and len(rest) == 1:
             return function(tensor, shape[0], math.prod(tensor.shape[1:]))
-        if rows and tensor.dim() == 2:
+        if rows:  # ONNX Runtime writes -1 for one computed size behind n
             rest[rest.index(-1)] = abs(elements // math.prod([rows, *rest]))
-            whole = tensor.shape[0] * tensor.shape[1]
-            self.record('value', 'reshape', rest, whole == shape[0] * math.prod(rest), True)
+            holds = math.prod(tensor.shape) == shape[0] * math.prod(rest)
+            for size, held in zip(shape[1:], rest, strict=True):
+                if isinstance(size, torch.Tensor):
+                    holds = holds & (size == held)
+            self.record('value', 'reshape', rest, holds, True)
             return function(tensor, -1, *rest)
         return NotImplemented
 
