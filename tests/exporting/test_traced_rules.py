@@ -168,10 +168,16 @@ def pooled_without_an_image(rows):
     return torch.cat([values, places.to(values), F.max_pool2d(rows[None], 3, stride=1, padding=1)], 1)
 
 
+def pooled_to_the_size_of_other_maps(rows):
+    maps = rows[:, None, :4, None].expand(-1, 1, 4, 6)
+    return F.adaptive_avg_pool2d(maps * rows[:, :1, None, None], maps[:, :, ::2, ::3].shape[-2:]).flatten(1)
+
+
 KEPT = (
     cut, fewest_and_most, slice_of_an_int, written_columns, written_view_of_a_view, items_of_a_view,
     added_to_a_view, tensor_of_sizes, data_of_a_tensor, deep_copy, empty_selection, selected_only_if_needed,
     reshaped_selection, split_of_one, normalised, computed_convolution, pooled_without_an_image,
+    pooled_to_the_size_of_other_maps,
 )  # fmt: skip
 
 

@@ -96,11 +96,11 @@ class HeadWithABoxForNothing(ATSSHead):
 class HeadThatMergesInNumpy(ATSSHead):
     def get_bboxes(self, *args, **kwargs):
         ((boxes, labels),) = super().get_bboxes(*args, **kwargs)
-        return [self.merged(boxes, labels, kwargs['img_metas'])]
+        return [self.merged(boxes, labels, **kwargs)]
 
     least = 0.06
 
-    def merged(self, boxes, labels, img_metas):
+    def merged(self, boxes, labels, **kwargs):
         def kept(rows):
             return [index for index, row in enumerate(np.array(rows.cpu().numpy())) if row[4] > self.least]
 

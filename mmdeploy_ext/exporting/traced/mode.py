@@ -668,6 +668,17 @@ class Tracing(TorchFunctionMode):
         pooled = function(args[0][None], *args[1:], **kwargs)
         return tuple(one[0] for one in pooled) if isinstance(pooled, tuple) else pooled[0]
 
+    def _pool_to(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """`adaptive_avg_pool2d` to the size of other maps, as HTC's semantic features to that of regions."""
+        sizes = args[1] if len(args) > 1 else kwargs['output_size']
+        if not has_tensor(sizes):
+            return NotImplemented
+        sides = [self.number(args[0].shape[axis], name) for axis in (-2, -1)]
+        sizes = [self.number(size, name) for size in sizes]
+        if any(side % size for side, size in zip(sides, sizes, strict=True)):
+            return NotImplemented
+        return torch.nn.functional.avg_pool2d(args[0], (sides[0] // sizes[0], sides[1] // sizes[1]))
+
     def _layer_norm(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
         if 'normalized_shape' in kwargs:
             sizes = [self.number(size, name) for size in kwargs['normalized_shape']]
@@ -708,6 +719,7 @@ RULES: dict[str, Any] = {
     'topk': Tracing._topk,
     'conv2d': Tracing._conv2d,
     **dict.fromkeys(('max_pool2d', 'max_pool2d_with_indices'), Tracing._max_pool),
+    'adaptive_avg_pool2d': Tracing._pool_to,
     'layer_norm': Tracing._layer_norm,
     '__deepcopy__': Tracing._same,
 }

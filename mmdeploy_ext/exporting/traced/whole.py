@@ -530,13 +530,20 @@ class End:
 
         def keep(*args: Any, **kwargs: Any) -> Any:
             given = inspect.signature(method).bind(*args, **kwargs).arguments
-            given = {key: value for key, value in given.items() if not key.startswith('img_meta')}
-            tensors = nested(given, lambda one: one if isinstance(one, torch.Tensor) else None)
-            found.update(named(tensors))
+            found.update(named(without_metas(given)))
             raise Reached
 
         with mock.patch.object(part, name, keep), contextlib.suppress(Reached):
             yield found
+
+
+def without_metas(value: Any) -> Any:
+    """Return nested tensors without the metadata of images, which are inputs of a graph."""
+    if isinstance(value, dict):
+        return {} if 'img_shape' in value else {key: without_metas(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return [without_metas(one) for one in value]
+    return value if isinstance(value, torch.Tensor) else None
 
 
 def end_of(model: nn.Module, whole: Whole, places: Container[tuple[str, int]] | None = None) -> End | None:
