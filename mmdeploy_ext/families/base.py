@@ -53,6 +53,29 @@ class Claim(enum.IntEnum):
 
 DETECTOR, BACKBONE = 'detector', 'backbone'
 """Values of `Family.product`."""
+ABSENT = '(missing)'
+"""Stands in `Family.expects` for a setting that a config does not have."""
+
+
+def section_of(cfg: Any, path: str) -> Mapping[str, Any]:
+    """Return the section of a config's `model` at a dotted path; {}: there is none."""
+    section = cfg.model
+    for part in path.split('.') if path else ():
+        section = section.get(part) if isinstance(section, Mapping) else None
+    return section if isinstance(section, Mapping) else {}
+
+
+def check_settings(cfg: Any, expects: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise ConfigError for all settings of a config that have another value than `Family.expects`."""
+    wrong = []
+    for path, supported in expects.items():
+        place, _, name = path.rpartition('.')
+        value = section_of(cfg, place).get(name, ABSENT)
+        if value not in supported:
+            values = ' or '.join(repr(one) for one in supported if one != ABSENT)
+            wrong.append(f'model.{path}={value if value == ABSENT else repr(value)}, expected {values}')
+    if wrong:
+        raise ConfigError(f'{cfg.filename}: {"; ".join(wrong)}')
 
 
 class Family(abc.ABC):
@@ -68,6 +91,8 @@ class Family(abc.ABC):
         memory: whether results of some models depend on earlier samples.
         files: names of an export's graphs in the order of use; () for one file.
         class_names: names by label of results that are not data set objects; its names are unused.
+        expects: setting below `model`, as a dotted path -> its supported values; `ABSENT` is one of them if
+            the setting may be missing.
         ignored_prefixes: prefixes of checkpoint keys that inference does not use.
         options: of an export, in metadata order.
         untraced: names of methods that graphs or runtime replace. `PART.NAME` restricts a name
@@ -82,6 +107,7 @@ class Family(abc.ABC):
     memory: ClassVar[bool] = False
     files: ClassVar[tuple[str, ...]] = ()
     class_names: ClassVar[tuple[str, ...]] = ()
+    expects: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     ignored_prefixes: ClassVar[tuple[str, ...]] = ()
     options: tuple[Option, ...] = ()
     untraced: ClassVar[tuple[str, ...]] = ()
@@ -114,13 +140,14 @@ class Family(abc.ABC):
         """
         return self
 
-    def check(self, cfg: Any, options: Options) -> None:  # noqa: B027 some families take whatever they claim
-        """Refuse an unsupported model before the weights load.
+    def check(self, cfg: Any, options: Options) -> None:
+        """Refuse an unsupported model before the weights load; by default check what it `expects`.
 
         Raises:
             ConfigError: names the entry of the config.
             UsageError: an option does not fit the model.
         """
+        check_settings(cfg, self.expects)
 
     def sorted_levels(self, cfg: Any, options: Options) -> Mapping[str, Sequence[int]]:
         """Return key of a limit of a top-k in the config -> rows that it sorts, per level, for `--for`."""

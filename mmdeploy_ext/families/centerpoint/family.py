@@ -20,7 +20,7 @@ from mmdeploy_ext.families.common.lidar_graphs import points_and_head
 from mmdeploy_ext.families.common.lidar_models import UNTRACED, check_points_side
 from mmdeploy_ext.families.common.lidar_reference import LidarReference
 from mmdeploy_ext.families.common.pillars import has_pillars
-from mmdeploy_ext.families.common.runtime.center_boxes import VALUES
+from mmdeploy_ext.families.common.runtime.center_boxes import VALUES, head_settings
 from mmdeploy_ext.families.common.samples import SweepMethods
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.lidar import PILLARS
@@ -54,28 +54,6 @@ def facts_of(model: nn.Module) -> CenterPointFacts:
     points = PILLARS if has_pillars(model) else None
     settings = head_settings(model.pts_bbox_head)
     return CenterPointFacts(**settings, points=points, box_convention=model.box_convention)
-
-
-def head_settings(head: nn.Module) -> dict[str, Any]:
-    coder, test = head.bbox_coder, head.test_cfg
-    return dict(
-        num_classes=[int(count) for count in head.num_classes],
-        voxel_size=[float(size) for size in coder.voxel_size[:2]],
-        pc_origin=[float(value) for value in coder.pc_range[:2]],
-        out_size_factor=int(coder.out_size_factor),
-        max_num=int(coder.max_num),
-        score_threshold=coder.score_threshold,
-        post_center_range=[float(value) for value in coder.post_center_range],
-        norm_bbox=bool(head.norm_bbox),
-        with_velocity=bool(head.with_velocity),
-        nms_type=str(test['nms_type']),
-        nms_thr=float(test.get('nms_thr') or 0.0),
-        nms_score_threshold=float(test.get('score_threshold') or 0.0),
-        pre_max_size=test.get('pre_max_size'),
-        post_max_size=test.get('post_max_size'),
-        min_radius=[float(radius) for radius in test.get('min_radius') or ()],
-        post_center_limit_range=[float(value) for value in test.get('post_center_limit_range') or ()],
-    )
 
 
 class CenterPointReference(LidarReference):

@@ -7,9 +7,8 @@ from mmcv.ops import nms_rotated
 from mmdet3d.core.post_processing import circle_nms as upstream_circle_nms
 from mmdet3d.models import build_head
 
-from mmdeploy_ext.families.centerpoint.family import head_settings
 from mmdeploy_ext.families.centerpoint.runtime import CenterPointFacts
-from mmdeploy_ext.families.common.runtime.center_boxes import decode
+from mmdeploy_ext.families.common.runtime.center_boxes import decode, head_settings
 from mmdeploy_ext.families.common.samples import BOX_TYPES
 from mmdeploy_ext.runtime.bird_eye import circle_nms, rotated_nms
 from toy_centerpoint import register

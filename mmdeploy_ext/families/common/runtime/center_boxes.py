@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -80,6 +80,36 @@ class CenterBoxFacts(Facts):
         return tuple(
             f'{name}_{task}' for task in range(len(self.num_classes)) for name in (*values, 'heatmap')
         )
+
+
+def head_settings(head: Any) -> dict[str, Any]:
+    """Return the fields of `CenterBoxFacts` of mmdet3d's `CenterHead`, without `nms_scale`."""
+    coder, test, tasks = head.bbox_coder, head.test_cfg, len(head.num_classes)
+    kinds = [str(kind) for kind in per_task(test['nms_type'], tasks)]
+    limits = [float(limit) for limit in per_task(test.get('nms_thr') or 0.0, tasks)]
+    return dict(
+        num_classes=[int(count) for count in head.num_classes],
+        voxel_size=[float(size) for size in coder.voxel_size[:2]],
+        pc_origin=[float(value) for value in coder.pc_range[:2]],
+        out_size_factor=int(coder.out_size_factor),
+        max_num=int(coder.max_num),
+        score_threshold=coder.score_threshold,
+        post_center_range=[float(value) for value in coder.post_center_range],
+        norm_bbox=bool(head.norm_bbox),
+        with_velocity=bool(head.with_velocity),
+        nms_type=kinds[0] if len(set(kinds)) == 1 else kinds,
+        nms_thr=limits[0] if len(set(limits)) == 1 else limits,
+        nms_score_threshold=float(test.get('score_threshold') or 0.0),
+        pre_max_size=test.get('pre_max_size'),
+        post_max_size=test.get('post_max_size'),
+        min_radius=[float(radius) for radius in test.get('min_radius') or ()],
+        post_center_limit_range=[float(value) for value in test.get('post_center_limit_range') or ()],
+    )
+
+
+def per_task(setting: Any, count: int) -> list[Any]:
+    """Return a setting of `count` tasks or classes, which may be a list or one value for all."""
+    return list(setting)[:count] if isinstance(setting, list | tuple) else [setting] * count
 
 
 def decode(outputs: Mapping[str, np.ndarray], rule: CenterBoxFacts) -> Detections3D:

@@ -13,10 +13,8 @@ from mm2onnx_driving.common.camera_reference import array
 from mm2onnx_driving.common.lift import (
     LiftFamily,
     LiftFrame,
-    LiftModels,
     LiftNetwork,
     LiftReference,
-    check_view,
     frame_inputs,
     lift_facts,
     lift_graphs,
@@ -27,7 +25,7 @@ from mmdeploy_ext.base.config import test_cfg_key
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.detector_parts import test_cfg_of
 from mmdeploy_ext.families.common.lidar_parts import Hook
-from mmdeploy_ext.families.common.runtime.center_boxes import VALUES
+from mmdeploy_ext.families.common.runtime.center_boxes import VALUES, head_settings, per_task
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.spec.memory import MemorySpec
 from mmdeploy_ext.spec.options import Options
@@ -140,43 +138,16 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 
 def facts_of(model: nn.Module) -> BevDetFacts:
-    return BevDetFacts(**box_facts(model), **lift_facts(model), adjacent=adjacent_of(model))
+    return BevDetFacts(**box_facts(model.pts_bbox_head), **lift_facts(model), adjacent=adjacent_of(model))
 
 
-def box_facts(model: nn.Module) -> dict[str, Any]:
-    """Return the fields of `CenterBoxFacts`."""
-    head = model.pts_bbox_head
-    coder, test, tasks = head.bbox_coder, head.test_cfg, len(head.num_classes)
-    kinds = [str(kind) for kind in as_list(test['nms_type'], tasks)]
-    limits = [float(limit) for limit in as_list(test.get('nms_thr') or 0.0, tasks)]
-    scales = []
-    for factors, count in zip(
-        as_list(test.get('nms_rescale_factor', 1.0), tasks), head.num_classes, strict=True
-    ):
-        scales.append(as_list(factors, int(count)))
-    return dict(
-        num_classes=[int(count) for count in head.num_classes],
-        voxel_size=[float(size) for size in coder.voxel_size[:2]],
-        pc_origin=[float(value) for value in coder.pc_range[:2]],
-        out_size_factor=int(coder.out_size_factor),
-        max_num=int(coder.max_num),
-        score_threshold=coder.score_threshold,
-        post_center_range=[float(value) for value in coder.post_center_range],
-        norm_bbox=bool(head.norm_bbox),
-        with_velocity=bool(head.with_velocity),
-        nms_type=kinds[0] if len(set(kinds)) == 1 else kinds,
-        nms_thr=limits[0] if len(set(limits)) == 1 else limits,
-        nms_score_threshold=float(test.get('score_threshold') or 0.0),
-        pre_max_size=test.get('pre_max_size'),
-        post_max_size=test.get('post_max_size'),
-        min_radius=[float(radius) for radius in test.get('min_radius') or ()],
-        post_center_limit_range=(),
-        nms_scale=tuple(tuple(map(float, factors)) for factors in scales),
+def box_facts(head: nn.Module) -> dict[str, Any]:
+    """Return the fields of `CenterBoxFacts`; BEVDet scales boxes before NMS and has no range after it."""
+    factors = per_task(head.test_cfg.get('nms_rescale_factor', 1.0), len(head.num_classes))
+    scales = [per_task(factor, int(count)) for factor, count in zip(factors, head.num_classes, strict=True)]
+    return head_settings(head) | dict(
+        post_center_limit_range=(), nms_scale=tuple(tuple(map(float, scale)) for scale in scales)
     )
-
-
-def as_list(setting: Any, count: int) -> list[Any]:
-    return list(setting)[:count] if isinstance(setting, list | tuple) else [setting] * count
 
 
 # BEVDet and BEVDet4D in PyTorch as a stepper: the detector's own `forward`, its past views kept here.
@@ -285,31 +256,9 @@ PER_TASK = ('nms_type', 'nms_thr', 'nms_rescale_factor')
 EXACT = ColumnGroup(rtol=0.0, atol=1e-6)
 
 
-def check_model(cfg: Any) -> None:
-    """Raise ConfigError for views and suppressions that are not exported."""
-    test, tasks = test_cfg_of(cfg).get('pts') or {}, len(cfg.model.pts_bbox_head.tasks)
-    for key in PER_TASK:
-        values = test.get(key)
-        if isinstance(values, list | tuple) and len(values) < tasks:
-            raise ConfigError(
-                f'{cfg.filename}: {test_cfg_key(cfg)}.pts.{key}={list(values)}; expected one value, or '
-                f'one for each of the {tasks} tasks'
-            )
-    kinds = test.get('nms_type')
-    kinds = list(kinds) if isinstance(kinds, list | tuple) else [kinds]
-    if not set(kinds) <= {*NMS_TYPES}:
-        raise ConfigError(
-            f'{cfg.filename}: {test_cfg_key(cfg)}.pts.nms_type={kinds}; expected {" or ".join(NMS_TYPES)}, '
-            f'or a list of them'
-        )
-    check_view(cfg)
-
-
 class BevDetFamily(LiftFamily):
     name = 'bevdet'
-    models = LiftModels(
-        detectors=('BEVDet', 'BEVDet4D', 'BEVDepth4D'), heads=('CenterHead',), check_further=check_model
-    )
+    detectors, heads = ('BEVDet', 'BEVDet4D', 'BEVDepth4D'), ('CenterHead',)
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', '.extract_img_feat',
         'image_encoder', 'bev_encoder', 'prepare_inputs', 'prepare_bev_feat', 'shift_feature', 'gen_grid',
@@ -317,6 +266,24 @@ class BevDetFamily(LiftFamily):
     )  # fmt: skip
     files = (FORM,)
     reference, graphs, facts = staticmethod(BevDetReference), staticmethod(graphs), staticmethod(facts_of)
+
+    def check_further(self, cfg: Any) -> None:
+        """Raise ConfigError for suppressions that are not exported."""
+        test, tasks = test_cfg_of(cfg).get('pts') or {}, len(cfg.model.pts_bbox_head.tasks)
+        for key in PER_TASK:
+            values = test.get(key)
+            if isinstance(values, list | tuple) and len(values) < tasks:
+                raise ConfigError(
+                    f'{cfg.filename}: {test_cfg_key(cfg)}.pts.{key}={list(values)}; expected one value, or '
+                    f'one for each of the {tasks} tasks'
+                )
+        kinds = test.get('nms_type')
+        kinds = list(kinds) if isinstance(kinds, list | tuple) else [kinds]
+        if not set(kinds) <= {*NMS_TYPES}:
+            raise ConfigError(
+                f'{cfg.filename}: {test_cfg_key(cfg)}.pts.nms_type={kinds}; expected '
+                f'{" or ".join(NMS_TYPES)}, or a list of them'
+            )
 
     def num_classes(self, model: nn.Module) -> int:
         return sum(model.pts_bbox_head.num_classes)

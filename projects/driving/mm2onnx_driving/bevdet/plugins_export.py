@@ -21,7 +21,6 @@ from mm2onnx_driving.bevdet.family import (
     BevDetHeads,
     BevDetReference,
     adjacent_of,
-    as_list,
     output_specs,
 )
 from mm2onnx_driving.bevdet.plugins import (
@@ -41,6 +40,7 @@ from mm2onnx_driving.plugin_pooling import REPLACED, TABLES, PooledNetwork, pool
 from mmdeploy_ext.base.config import test_cfg_key
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.common.detector_parts import test_cfg_of
+from mmdeploy_ext.families.common.runtime.center_boxes import per_task
 from mmdeploy_ext.families.contracts import PUBLISHED, Contract
 from mmdeploy_ext.runtime.frames import Frame, StepResult
 from mmdeploy_ext.spec.options import Options
@@ -253,8 +253,8 @@ class CppFiles(Contract):
         rule = self.family.preprocess_rule(cfg)
         lengths = tuple(len(places) for places in picture_places(rule))
         test, head = test_cfg_of(cfg).pts, cfg.model.pts_bbox_head
-        limits = as_list(test.nms_thr, len(head.tasks))
-        if 'circle' in as_list(test.nms_type, len(head.tasks)) or len(set(limits)) > 1:
+        limits = per_task(test.nms_thr, len(head.tasks))
+        if 'circle' in per_task(test.nms_type, len(head.tasks)) or len(set(limits)) > 1:
             raise ConfigError(
                 f'{cfg.filename}: {test_cfg_key(cfg)}.pts: nms_type={test.nms_type}, '
                 f'nms_thr={test.nms_thr}: the program compares overlaps with one threshold for all tasks; '

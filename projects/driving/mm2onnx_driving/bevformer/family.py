@@ -9,21 +9,18 @@ from torch import Tensor, nn
 from mm2onnx_driving.bevformer.runtime import FORM
 from mm2onnx_driving.common.bev import (
     MEMORY,
-    SETTINGS,
     BevFamily,
     BevFrame,
     BevReference,
-    check_memory,
     frame_spec,
     with_sampling,
 )
-from mm2onnx_driving.common.camera import CameraModels, camera_graphs
+from mm2onnx_driving.common.camera import camera_graphs
 from mm2onnx_driving.common.runtime.bev_frames import BevFacts
 from mm2onnx_driving.common.runtime.query_boxes import PREDICTIONS
 from mm2onnx_driving.layers.bev_steps import decode_objects
 from mm2onnx_driving.layers.bev_view import BevHead
 from mm2onnx_driving.layers.camera_detector import BevDetector
-from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.spec.memory import MemorySpec
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.tensors import Graph, GraphSpec
@@ -76,14 +73,7 @@ def graphs(model: nn.Module, options: Options) -> list[Graph]:
 
 class BevFormerFamily(BevFamily):
     name = 'bevformer'
-    models = CameraModels(
-        detectors=('BEVFormer', 'BEVFormer_fp16'),
-        heads=('BEVFormerHead',),
-        needed_settings=SETTINGS,
-        absent_settings=SETTINGS,
-        check_further=check_memory,
-        camera_settings=lambda cfg: part_cfg(cfg.model, 'pts_bbox_head').get('transformer') or {},
-    )
+    detectors, heads = ('BEVFormer', 'BEVFormer_fp16'), ('BEVFormerHead',)
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', '.extract_img_feat',
         'pts_bbox_head.forward', 'get_bboxes', 'decode', 'decode_single', '*transformer.forward',

@@ -23,6 +23,7 @@ from mm2onnx_driving.layers.bev_steps import LastView, decode_objects, encode_vi
 from mm2onnx_driving.layers.bev_view import BEVFormerLayer, BevHead
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.base.source_code import users_method
+from mmdeploy_ext.families.base import ABSENT
 from mmdeploy_ext.families.common.box_conventions import (
     CODER,
     check_coder,
@@ -155,8 +156,12 @@ MEMORY = dict(
     position=ColumnGroup(unit='m', rtol=0.0, atol=1e-6),
     heading=ColumnGroup(unit='degree', rtol=0.0, atol=1e-6),
 )
-SETTINGS = dict(as_two_stage=False, with_box_refine=True)
-"""Setting of the head -> the supported value, also the default."""
+EXPECTED = {
+    'video_test_mode': (ABSENT, True),  # without it the model forgets the last view before every frame
+    'pts_bbox_head.as_two_stage': (ABSENT, False),
+    'pts_bbox_head.with_box_refine': (ABSENT, True),
+}
+"""`expects` of families that keep their view."""
 LOOPED = (
     ('', ('forward', 'get_bev_features')),
     ('encoder', ('forward', 'get_reference_points', 'point_sampling')),
@@ -196,18 +201,11 @@ def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
             )
 
 
-def check_memory(cfg: Any) -> None:
-    if not cfg.model.get('video_test_mode', True):
-        raise ConfigError(
-            f'{cfg.filename}: model.video_test_mode=False makes the model forget the last view before '
-            'every frame; expected True'
-        )
-
-
 class BevFamily(CameraFamily, SequenceFamily):
     """`coder` is the only supported type of the box coder."""
 
     coder = CODER
+    cameras_at, expects = 'pts_bbox_head.transformer', EXPECTED
     data = BevData()
 
     def build(self, cfg: Any) -> nn.Module:
@@ -221,7 +219,7 @@ class BevFamily(CameraFamily, SequenceFamily):
             )
         check_parts(cfg.filename, model)
         if isinstance(model.pts_bbox_head.transformer.encoder.layers[0], BEVFormerLayer):
-            check_encoder(cfg.filename, self.models.head_of(cfg)['transformer'])
+            check_encoder(cfg.filename, self.head_of(cfg)['transformer'])
         model.rule = self.preprocess_rule(cfg)  # for contracts of other programs
         model.can_bus_orientation = stated(cfg, 'can_bus_orientation', RECORDED) or RECORDED[0]
         return model

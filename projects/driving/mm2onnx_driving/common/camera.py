@@ -26,7 +26,7 @@ from mmdeploy_ext.base.config import (
 )
 from mmdeploy_ext.base.errors import ConfigError, DataError
 from mmdeploy_ext.base.source_code import nearest_base
-from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.families.base import Claim, check_settings, section_of
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.samples import check_dumped, only, picture_files, result
 from mmdeploy_ext.families.contracts import PUBLISHED
@@ -377,27 +377,23 @@ def is_one_of(types: Sequence[str], part: Mapping[str, Any]) -> bool:
     return name in types
 
 
-@dataclasses.dataclass(frozen=True)
-class CameraModels:
-    """Supported models of a family of several cameras, by types and settings of configs.
+class CameraFamily:
+    """Methods of families of several cameras; derive from this class before `SequenceFamily`.
 
     Attributes:
+        detectors, heads: supported types; a class that derives from one is supported, too.
         head_key: key of a model's config that has the head.
-        needed_settings: setting of the head -> its only supported value.
-        absent_settings: setting -> its default.
-        check_further: refuses a config for other reasons (ConfigError), or None.
-        camera_settings: returns the part of a config with `num_cams`.
-        camera_steps: returns test pipeline steps for `multiview_rule`.
+        cameras_at: section of the model's config with `num_cams`; '': see `stated_cameras`.
     """
 
-    detectors: tuple[str, ...]
-    heads: tuple[str, ...]
-    head_key: str = 'pts_bbox_head'
-    needed_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    absent_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    check_further: Callable[[Any], None] | None = None
-    camera_settings: Callable[[Any], Mapping[str, Any]] = stated_cameras
-    camera_steps: Callable[[Any], Sequence[Mapping[str, Any]]] = test_pipeline
+    detectors: ClassVar[tuple[str, ...]]
+    heads: ClassVar[tuple[str, ...]]
+    head_key: ClassVar[str] = 'pts_bbox_head'
+    cameras_at: ClassVar[str] = ''
+    expects: ClassVar[Mapping[str, tuple[Any, ...]]]
+    samples, memory = 'frames', True
+    settings = PUBLISHED
+    result = staticmethod(result)
 
     def head_of(self, cfg: Any) -> Mapping[str, Any]:
         return part_cfg(cfg.model, self.head_key)
@@ -407,7 +403,11 @@ class CameraModels:
             return Claim.NO  # other models have a detector of the same type
         return Claim.DETECTOR if is_one_of(self.detectors, cfg.model) else Claim.HEAD
 
-    def check(self, cfg: Any) -> None:
+    def check(self, cfg: Any, options: Options) -> None:
+        self.check_model(cfg)
+
+    def check_model(self, cfg: Any) -> None:
+        """Raise ConfigError for other types, settings and boxes than the supported ones."""
         types = (
             ('type', cfg.model, self.detectors),
             (f'{self.head_key}.type', self.head_of(cfg), self.heads),
@@ -417,27 +417,32 @@ class CameraModels:
                 raise ConfigError(
                     f'{cfg.filename}: model.{key}={part.get("type")!r}; expected {" or ".join(exported)}'
                 )
-        head = {**self.absent_settings, **self.head_of(cfg)}
-        wrong = [key for key, value in self.needed_settings.items() if head.get(key) != value]
-        if wrong:
-            raise ConfigError(
-                f'{cfg.filename}: {", ".join(f"{self.head_key}.{key}={head.get(key)}" for key in wrong)}; '
-                f'expected {", ".join(str(self.needed_settings[key]) for key in wrong)}, as in the published '
-                'configs'
-            )
-        with refused_by_name(cfg), refused_values(cfg, f'model.{self.head_key}.bbox_coder'):
-            self.check_coder(self.head_of(cfg).get('bbox_coder') or {}, f'model.{self.head_key}.bbox_coder')
-        if self.check_further:
-            with refused_values(cfg, f'model.{self.head_key}'):
-                self.check_further(cfg)
+        check_settings(cfg, self.expects)
+        key = f'model.{self.head_key}'
+        with refused_by_name(cfg), refused_values(cfg, f'{key}.bbox_coder'):
+            self.check_coder(self.head_of(cfg).get('bbox_coder') or {}, f'{key}.bbox_coder')
+        with refused_values(cfg, key):
+            self.check_further(cfg)
 
     def check_coder(self, coder: Mapping[str, Any], key: str) -> None:
         """Refuse ranges and numbers of boxes; `key` is the coder's place in the config."""
-        _check_coder(coder, key)
+        for name in ('pc_range', 'post_center_range'):
+            values = coder.get(name)
+            if name not in coder or (values is None and name == 'pc_range'):  # it may be the head's
+                continue
+            is_list = isinstance(values, list | tuple) and len(values) == 6
+            if not is_list or not all(isinstance(value, int | float) for value in values):
+                raise ConfigError(f'{key}.{name}={values!r}: expected six numbers, in metres')
+        limit = coder.get('max_num', 1)
+        if type(limit) is not int or limit < 1:
+            raise ConfigError(f'{key}.max_num={limit!r}: expected a whole number of at least 1')
+
+    def check_further(self, cfg: Any) -> None:
+        """Raise ConfigError for a reason that a table of settings cannot say."""
 
     def build(self, cfg: Any) -> nn.Module:
         """Return the model without weights, in evaluation mode, with `input_sizes`."""
-        self.check(cfg)
+        self.check_model(cfg)
         register_named(cfg)  # several models have a detector of the same type
         model = build_without_weights(cfg, build_model, 'img_backbone')
         rule = self.preprocess_rule(cfg)
@@ -445,48 +450,16 @@ class CameraModels:
         return model
 
     def preprocess_rule(self, cfg: Any) -> MultiViewRule:
-        with refused_values(cfg, f'model.{self.head_key}'):
-            cameras = self.camera_settings(cfg).get('num_cams', DEFAULT_CAMERAS)
+        section = section_of(cfg, self.cameras_at) if self.cameras_at else stated_cameras(cfg)
+        cameras = section.get('num_cams', DEFAULT_CAMERAS)
         if type(cameras) is not int or cameras < 1:
             raise ConfigError(f'{cfg.filename}: num_cams={cameras!r}, expected a number of cameras')
-        with refused_values(cfg, 'the test pipeline'):
-            steps = self.camera_steps(cfg)
-            with refused_by_name(cfg):
-                return multiview_rule(steps, cameras)
+        with refused_values(cfg, 'the test pipeline'), refused_by_name(cfg):
+            return multiview_rule(self.camera_steps(cfg), cameras)
 
-
-def _check_coder(coder: Mapping[str, Any], key: str) -> None:
-    for name in ('pc_range', 'post_center_range'):
-        values = coder.get(name)
-        if name not in coder or (values is None and name == 'pc_range'):  # it may be the head's
-            continue
-        is_list = isinstance(values, list | tuple) and len(values) == 6
-        if not is_list or not all(isinstance(value, int | float) for value in values):
-            raise ConfigError(f'{key}.{name}={values!r}: expected six numbers, in metres')
-    limit = coder.get('max_num', 1)
-    if type(limit) is not int or limit < 1:
-        raise ConfigError(f'{key}.max_num={limit!r}: expected a whole number of at least 1')
-
-
-class CameraFamily:
-    """Methods of families of several cameras; derive from this class before `SequenceFamily`."""
-
-    models: CameraModels
-    samples, memory = 'frames', True
-    settings = PUBLISHED
-    result = staticmethod(result)
-
-    def claims(self, cfg: Any) -> Claim:
-        return self.models.claims(cfg)
-
-    def check(self, cfg: Any, options: Options) -> None:
-        self.models.check(cfg)
-
-    def preprocess_rule(self, cfg: Any) -> MultiViewRule:
-        return self.models.preprocess_rule(cfg)
-
-    def build(self, cfg: Any) -> nn.Module:
-        return self.models.build(cfg)
+    def camera_steps(self, cfg: Any) -> Sequence[Mapping[str, Any]]:
+        """Return the steps of the test pipeline for `multiview_rule`."""
+        return test_pipeline(cfg)
 
     def box_facts(self, model: nn.Module) -> dict[str, Any]:
         coder = model.pts_bbox_head.bbox_coder

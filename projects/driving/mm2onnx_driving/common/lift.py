@@ -15,13 +15,14 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mm2onnx_driving.common.camera import CameraFamily, CameraModels, LiftData, camera_graphs
+from mm2onnx_driving.common.camera import CameraFamily, LiftData, camera_graphs
 from mm2onnx_driving.common.camera_reference import CameraReference
 from mm2onnx_driving.common.runtime.lift_splat import BORDER, LiftFacts, border_points, frustum_places
 from mm2onnx_driving.layers.datasets import MEAN, STD, resize_and_crop
 from mm2onnx_driving.layers.lift_splat import camera_vectors, cells_of, frustum_points, only_map
 from mmdeploy_ext.base.config import refused_values, replaced_entry, test_pipeline
 from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.families.base import ABSENT
 from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.synthetic.moments import special_drive
@@ -36,20 +37,18 @@ from mmdeploy_ext.upstream.operators.cells import CellTables, sum_by_tables
 
 
 LOADER = 'PrepareImageInputs'
+EXPECTED = {
+    'upsample': (ABSENT, None, False),
+    'img_view_transformer.accelerate': (ABSENT, None, False),  # it keeps the cells of the first frame
+}
+"""`expects` of families that lift pictures."""
 
 
-def check_view(cfg: Any) -> None:
-    """Raise ConfigError for views that are not exported."""
-    if cfg.model.get('upsample'):
-        raise ConfigError(f'{cfg.filename}: model.upsample=True is not supported; expected False')
-    if cfg.model.get('img_view_transformer', {}).get('accelerate'):
-        raise ConfigError(
-            f'{cfg.filename}: model.img_view_transformer.accelerate=True keeps the cells of the first frame; '
-            f'expected False'
-        )
+class LiftFamily(CameraFamily, SequenceFamily):
+    expects = EXPECTED
+    ignores_places = True  # the motion is composed in float64
+    data = LiftData()
 
-
-class LiftModels(CameraModels):
     def check_coder(self, coder: Mapping[str, Any], key: str) -> None:
         pass  # its `pc_range` is x, y
 
@@ -74,11 +73,6 @@ class LiftModels(CameraModels):
                 num_cameras=len(config['cams']),
                 cameras=tuple(config['cams']),
             )
-
-
-class LiftFamily(CameraFamily, SequenceFamily):
-    ignores_places = True  # the motion is composed in float64
-    data = LiftData()
 
     def claims(self, cfg: Any) -> Any:
         claim = super().claims(cfg)

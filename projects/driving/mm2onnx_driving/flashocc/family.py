@@ -13,11 +13,10 @@ from torch.nn import functional
 from mm2onnx_driving.common.camera import is_one_of
 from mm2onnx_driving.common.camera_reference import array
 from mm2onnx_driving.common.lift import (
+    EXPECTED,
     LiftFamily,
     LiftFrame,
-    LiftModels,
     LiftReference,
-    check_view,
     frame_inputs,
     lift_facts,
     lift_graphs,
@@ -34,6 +33,7 @@ from mm2onnx_driving.flashocc.runtime import (
 )
 from mm2onnx_driving.plugin_pooling import REPLACED, PooledNetwork, pooled_graph
 from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.families.base import ABSENT
 from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.families.contracts import PUBLISHED, Contract
 from mmdeploy_ext.runtime.frames import Frame
@@ -272,37 +272,11 @@ OF_SEVERAL_FRAMES = 'BEVDepth4DOCC', 'BEVDepth4DPano', 'BEVStereo4DOCC'
 PARTS = '--parts img_backbone+img_neck img_bev_encoder_backbone+img_bev_encoder_neck occ_head'
 
 
-def check_model(cfg: Any) -> None:
-    """Raise ConfigError for views and heads of centres that are not exported."""
-    check_view(cfg)
-    head = cfg.model.get(HEAD)
-    if head and (len(head.tasks) != 1 or not head.bbox_coder.get('score_threshold')):
-        raise ConfigError(
-            f'{cfg.filename}: model.{HEAD}: {len(head.tasks)} tasks, bbox_coder.score_threshold='
-            f'{head.bbox_coder.get("score_threshold")}; expected one task and a threshold'
-        )
-
-
-class FlashOccModels(LiftModels):
-    def check(self, cfg: Any) -> None:
-        if is_one_of(OF_SEVERAL_FRAMES, cfg.model):
-            raise ConfigError(
-                f'{cfg.filename}: model.type={cfg.model.type!r} reads past frames; the graph has no input '
-                f'for them; expected {" or ".join(self.detectors)}; or export its parts: {PARTS}'
-            )
-        super().check(cfg)
-
-
 class FlashOccFamily(LiftFamily):
     name, task = 'flashocc', 'occupancy'
-    models = FlashOccModels(
-        detectors=('BEVDetOCC', 'BEVDepthOCC', 'BEVDepthPano'),
-        heads=('BEVOCCHead2D', 'BEVOCCHead2D_V2'),
-        head_key='occ_head',
-        needed_settings=dict(use_predicter=True),
-        absent_settings=dict(use_predicter=True),
-        check_further=check_model,
-    )
+    detectors = ('BEVDetOCC', 'BEVDepthOCC', 'BEVDepthPano')
+    heads, head_key = ('BEVOCCHead2D', 'BEVOCCHead2D_V2'), 'occ_head'
+    expects = EXPECTED | {'occ_head.use_predicter': (ABSENT, True)}
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_occ', '.extract_feat', '.extract_img_feat',
         'image_encoder', 'bev_encoder', 'prepare_inputs', 'img_view_transformer.forward', 'get_occ',
@@ -311,6 +285,23 @@ class FlashOccFamily(LiftFamily):
     files = (FORM,)
     class_names = CLASSES
     reference, graphs, facts = staticmethod(FlashOccReference), staticmethod(graphs), staticmethod(facts_of)
+
+    def check_model(self, cfg: Any) -> None:
+        if is_one_of(OF_SEVERAL_FRAMES, cfg.model):
+            raise ConfigError(
+                f'{cfg.filename}: model.type={cfg.model.type!r} reads past frames; the graph has no input '
+                f'for them; expected {" or ".join(self.detectors)}; or export its parts: {PARTS}'
+            )
+        super().check_model(cfg)
+
+    def check_further(self, cfg: Any) -> None:
+        """Raise ConfigError for heads of centres that are not exported."""
+        head = cfg.model.get(HEAD)
+        if head and (len(head.tasks) != 1 or not head.bbox_coder.get('score_threshold')):
+            raise ConfigError(
+                f'{cfg.filename}: model.{HEAD}: {len(head.tasks)} tasks, bbox_coder.score_threshold='
+                f'{head.bbox_coder.get("score_threshold")}; expected one task and a threshold'
+            )
 
     def num_classes(self, model: nn.Module) -> int:
         return int(model.occ_head.num_classes)

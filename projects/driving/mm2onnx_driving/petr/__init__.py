@@ -18,7 +18,7 @@ OPTIONS = (
 
 register_family(
     'petr',
-    'mm2onnx_driving.petr.family:PETR',
+    'mm2onnx_driving.petr.family:PetrFamily',
     options=OPTIONS,
     facts='mm2onnx_driving.petr.runtime:PetrFacts',
     runtime='mm2onnx_driving.petr.runtime',
@@ -31,7 +31,7 @@ register_family(
 )
 register_family(
     'petrv2',
-    'mm2onnx_driving.petr.family:PETRV2',
+    'mm2onnx_driving.petr.family:PetrV2Family',
     options=OPTIONS,
     facts='mm2onnx_driving.petr.runtime:PetrFacts',
     runtime='mm2onnx_driving.petr.runtime',

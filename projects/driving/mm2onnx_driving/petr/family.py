@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from mm2onnx_driving.common.camera import (
     CameraData,
     CameraFamily,
-    CameraModels,
     camera_graphs,
     feature_maps,
     loaded_frame,
@@ -32,6 +31,7 @@ from mm2onnx_driving.petr.steps import (
 )
 from mmdeploy_ext.base.config import test_dataset, test_pipeline
 from mmdeploy_ext.base.errors import ConfigError, DataError
+from mmdeploy_ext.families.base import ABSENT
 from mmdeploy_ext.families.common.box_conventions import check_coder, note_convention, state_convention
 from mmdeploy_ext.families.common.lidar_parts import Hook, OfModel
 from mmdeploy_ext.families.common.options import CONVENTIONS
@@ -343,28 +343,9 @@ class PetrData(CameraData):
 
 # ---- families
 
-NEEDED = dict(with_position=True, with_multiview=True, normedlinear=False)
-ABSENT = dict(with_position=True, normedlinear=False, position_level=0)
 SWEEPS, RESIZE = 'LoadMultiViewImageFromMultiSweepsFiles', 'ResizeCropFlipImage'
 """Test pipeline steps that load the frame before, and that resize."""
 SWEEP_S, SWEEP_RANGE = 0.083, (3, 27)
-
-
-def camera_steps(cfg: Any) -> list[Mapping[str, Any]]:
-    return [
-        dict(step, type='ResizeCropFlipRotImage') if step['type'] == RESIZE else step
-        for step in test_pipeline(cfg)
-        if step['type'] != SWEEPS
-    ]
-
-
-def check_sweeps(cfg: Any, frames: int) -> None:
-    for step in test_pipeline(cfg):
-        if step['type'] == SWEEPS and step.get('sweeps_num') != frames - 1:
-            raise ConfigError(
-                f'{cfg.filename}: {SWEEPS} of the test pipeline has sweeps_num={step.get("sweeps_num")}, '
-                f'expected {frames - 1}, the number of previous frames that the head uses'
-            )
 
 
 def start_gap_s(cfg: Any) -> float:
@@ -381,14 +362,17 @@ def valid_for(frames: int) -> dict[str, str]:
     return {name: duration for duration, listed in names.items() for name in listed}
 
 
-@dataclasses.dataclass(eq=False, kw_only=True)
 class PetrFamily(CameraFamily, SequenceFamily):
     """`Petr3D` with a head that sees one frame, or two (`frames`)."""
 
-    name: str
-    models: CameraModels
-    frames: int
-    data: PetrData
+    name, frames = 'petr', 1
+    detectors, heads = ('Petr3D',), ('PETRHead',)
+    expects: ClassVar = {
+        'pts_bbox_head.with_position': (ABSENT, True),
+        'pts_bbox_head.with_multiview': (True,),
+        'pts_bbox_head.normedlinear': (ABSENT, False),
+    }
+    data = PetrData(1, ('intrinsics', 'ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token'))
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', '.extract_img_feat',
         'pts_bbox_head.forward', 'position_embeding', 'get_bboxes', 'pts_bbox_head.transformer.forward',
@@ -398,6 +382,23 @@ class PetrFamily(CameraFamily, SequenceFamily):
     ignores_places = True  # the motion is composed in float64
     ignored_prefixes = ('pts_bbox_head.code_weights',)
     reference, graphs = staticmethod(PetrReference), staticmethod(graphs)
+
+    def camera_steps(self, cfg: Any) -> list[Mapping[str, Any]]:
+        return [
+            dict(step, type='ResizeCropFlipRotImage') if step['type'] == RESIZE else step
+            for step in test_pipeline(cfg)
+            if step['type'] != SWEEPS
+        ]
+
+    def check_further(self, cfg: Any) -> None:
+        """Raise ConfigError for another number of frames before than the head's."""
+        for step in test_pipeline(cfg):
+            if step['type'] == SWEEPS and step.get('sweeps_num') != self.frames - 1:
+                raise ConfigError(
+                    f'{cfg.filename}: {SWEEPS} of the test pipeline has sweeps_num='
+                    f'{step.get("sweeps_num")}, expected {self.frames - 1}, the number of previous frames '
+                    'that the head uses'
+                )
 
     def build(self, cfg: Any) -> nn.Module:
         model = super().build(cfg)
@@ -422,26 +423,13 @@ class PetrFamily(CameraFamily, SequenceFamily):
         return MemorySpec(tensors=tensors, needed=PREDICTIONS, per_query=PREDICTIONS)
 
 
-def models_with(head: str, frames: int, **settings: Any) -> CameraModels:
-    return CameraModels(
-        detectors=('Petr3D',),
-        heads=(head,),
-        needed_settings=NEEDED | settings,
-        absent_settings=ABSENT,
-        check_further=lambda cfg: check_sweeps(cfg, frames),
-        camera_steps=camera_steps,
-    )
-
-
-PETR = PetrFamily(
-    name='petr',
-    models=models_with('PETRHead', 1),
-    frames=1,
-    data=PetrData(1, ('intrinsics', 'ego_pose', 'timestamp_s', 'camera_times_s', 'scene_token')),
-)
-PETRV2 = PetrFamily(
-    name='petrv2',
-    models=models_with('PETRv2Head', 2, with_fpe=True, with_time=True, with_multi=True, position_level=0),
-    frames=2,
-    data=PetrData(2, ('intrinsics',)),
-)
+class PetrV2Family(PetrFamily):
+    name, frames = 'petrv2', 2
+    heads = ('PETRv2Head',)
+    expects = PetrFamily.expects | {
+        'pts_bbox_head.with_fpe': (True,),
+        'pts_bbox_head.with_time': (True,),
+        'pts_bbox_head.with_multi': (True,),
+        'pts_bbox_head.position_level': (ABSENT, 0),
+    }
+    data = PetrData(2, ('intrinsics',))

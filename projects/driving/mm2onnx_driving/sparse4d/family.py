@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from mm2onnx_driving.common.camera import (
     CameraFamily,
-    CameraModels,
     InstanceData,
     camera_graphs,
     feature_maps,
@@ -35,10 +34,10 @@ from mm2onnx_driving.common.instances import (
 from mm2onnx_driving.common.runtime.instances import InstanceBoxes
 from mm2onnx_driving.layers import sparse_instances
 from mm2onnx_driving.layers.sparse_instances import Remembered, feature_rows, run_head
-from mm2onnx_driving.sparse4d.model import check_version
 from mm2onnx_driving.sparse4d.runtime import FORM, PREDICTIONS, Sparse4DFacts
 from mmdeploy_ext.base.config import replaced_entry
-from mmdeploy_ext.families.base import Claim
+from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.families.base import ABSENT, Claim
 from mmdeploy_ext.families.common import samples
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.lidar_parts import Hook
@@ -205,22 +204,30 @@ INSTANCES = InstanceRows(
 )
 
 
+DEFAULT_ORDER = ('refine',) * 6
+
+
 class Sparse4DData(InstanceData):
     compared = PREDICTIONS
 
 
 class Sparse4DFamily(CameraFamily, SequenceFamily):
     name = 'sparse4d'
-    models = CameraModels(
-        detectors=('Sparse4D',),
-        heads=('Sparse4DHead',),
-        head_key='head',
-        needed_settings=dict(decouple_attn=True),
-        absent_settings=dict(decouple_attn=True),
-        check_further=check_version,
-        camera_settings=lambda cfg: part_cfg(cfg.model, 'head').get('deformable_model') or {},
-        camera_steps=camera_steps,
-    )
+    detectors, heads, head_key = ('Sparse4D',), ('Sparse4DHead',), 'head'
+    cameras_at = 'head.deformable_model'
+    expects: ClassVar = {  # version 3 alone; without its operator the results differ at image borders
+        'use_deformable_func': (True,),
+        'head.decouple_attn': (ABSENT, True),
+        'head.deformable_model.use_deformable_func': (True,),
+        'head.deformable_model.use_camera_embed': (True,),
+        'head.deformable_model.residual_mode': ('cat',),
+        'head.anchor_encoder.mode': ('cat',),
+        'head.anchor_encoder.output_fc': (False,),
+        'head.anchor_encoder.vel_dims': (ABSENT, 3),
+        'head.refine_layer.refine_yaw': (True,),
+        'head.refine_layer.normalize_yaw': (ABSENT, False),
+        'head.refine_layer.with_quality_estimation': (True,),
+    }
     untraced = (
         '.extract_feat', '.forward', 'forward_test', 'simple_test', 'head.forward', 'graph_model',
         'post_process', 'decode', 'decode_box', 'head.instance_bank.get', 'head.instance_bank.update',
@@ -236,14 +243,34 @@ class Sparse4DFamily(CameraFamily, SequenceFamily):
     reference, graphs = staticmethod(Sparse4DReference), staticmethod(graphs)
 
     def claims(self, cfg: Any) -> Claim:
-        if is_one_of(self.models.detectors, cfg.model):
+        if is_one_of(self.detectors, cfg.model):
             return Claim.DETECTOR
         heads = [part_cfg(cfg.model, key) for key in ('head', 'pts_bbox_head')]
-        is_head = any(is_one_of(self.models.heads, head) for head in heads)
+        is_head = any(is_one_of(self.heads, head) for head in heads)
         return Claim.HEAD if is_head else Claim.NO
 
+    def camera_steps(self, cfg: Any) -> list[Mapping[str, Any]]:
+        return camera_steps(cfg)
+
+    def check_further(self, cfg: Any) -> None:
+        """Raise ConfigError for instances and layers without a memory."""
+        head = self.head_of(cfg)
+        bank, order = head.get('instance_bank') or {}, head.get('operation_order') or DEFAULT_ORDER
+        num_temp, num_anchor = (int(bank.get(name) or 0) for name in ('num_temp_instances', 'num_anchor'))
+        wrong = []
+        if not 0 < num_temp < num_anchor:
+            wrong.append(f'instance_bank.num_temp_instances={num_temp}, expected 1 to {num_anchor - 1}')
+        before, refinements = int(head.get('num_single_frame_decoder', -1)), order.count('refine')
+        if order[-1] != 'refine' or not 0 < before < refinements:
+            wrong.append(
+                f'num_single_frame_decoder={before}, {refinements} refinements, at last {order[-1]!r}; '
+                f'expected 1 to {refinements - 1}, and refine as the last operation'
+            )
+        if wrong:
+            raise ConfigError(f'{cfg.filename}: {"; ".join(f"model.head.{one}" for one in wrong)}')
+
     def build(self, cfg: Any) -> nn.Module:
-        bank = self.models.head_of(cfg).get('instance_bank') or {}
+        bank = self.head_of(cfg).get('instance_bank') or {}
         anchor = bank.get('anchor')
         if isinstance(anchor, str) and not Path(anchor).is_file():
             # every checkpoint has the anchors, which the file only initialises

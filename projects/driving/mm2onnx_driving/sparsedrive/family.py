@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from mm2onnx_driving.common.camera import (
     CameraFamily,
-    CameraModels,
     InstanceData,
     camera_graphs,
     feature_maps,
@@ -45,7 +44,7 @@ from mm2onnx_driving.sparsedrive.runtime import (
 )
 from mm2onnx_driving.sparsedrive.steps import Moment, ego_feature, run_frame
 from mmdeploy_ext.base.config import replaced_entry
-from mmdeploy_ext.base.errors import ConfigError
+from mmdeploy_ext.families.base import ABSENT
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.samples import result
 from mmdeploy_ext.families.sequence import SequenceFamily
@@ -260,38 +259,8 @@ LINE_ROWS = InstanceRows(
     confidence='line_confidence',
     first_scores='first_line_scores',
 )
-SETTINGS = {
-    'use_deformable_func': True,
-    'head.det_head.decouple_attn': True,
-    'head.det_head.deformable_model.use_deformable_func': True,
-    'head.map_head.deformable_model.use_deformable_func': True,
-    'head.det_head.refine_layer.with_quality_estimation': True,
-    'head.det_head.refine_layer.refine_yaw': True,
-}
-"""Setting -> its only supported value."""
 LINE_M, STEP_M = 15.0, 2.0
 """Half the length of lines without a file, and their trajectory step."""
-
-
-def check_tasks(cfg: Any) -> None:
-    """Raise ConfigError for a missing head, or other settings."""
-    wrong = []
-    for path, needed in SETTINGS.items():
-        *parts, name = path.split('.')
-        section = cfg.model
-        for part in parts:
-            section = section.get(part) or {}
-        if section.get(name) != needed:
-            wrong.append(f'{path}={section.get(name)!r}, expected {needed!r}')
-    tasks = (cfg.model.get('head') or {}).get('task_config') or {}
-    wrong += [f'head.task_config.{name}=False, expected True' for name, has in tasks.items() if not has]
-    decoder = cfg.model.head.get('det_head', {}).get('decoder') or {}
-    if decoder.get('score_threshold') is not None:
-        wrong.append(f'head.det_head.decoder.score_threshold={decoder.score_threshold}, expected None')
-    if wrong:
-        raise ConfigError(
-            f'{cfg.filename}: model: {"; ".join(wrong)}: only the second stage of SparseDrive is supported'
-        )
 
 
 def anchors_of(head: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str, np.ndarray]]:
@@ -331,14 +300,20 @@ def with_files(cfg: Any) -> Iterator[bool]:
 
 class SparseDriveFamily(CameraFamily, SequenceFamily):
     name, task = 'sparsedrive', 'driving'
-    models = CameraModels(
-        detectors=('SparseDrive',),
-        heads=('SparseDriveHead',),
-        head_key='head',
-        check_further=check_tasks,
-        camera_settings=lambda cfg: cfg.model.head.det_head.deformable_model,
-        camera_steps=camera_steps,
-    )
+    detectors, heads, head_key = ('SparseDrive',), ('SparseDriveHead',), 'head'
+    cameras_at = 'head.det_head.deformable_model'
+    expects: ClassVar = {  # the second stage alone
+        'use_deformable_func': (True,),
+        'head.task_config.with_det': (ABSENT, True),
+        'head.task_config.with_map': (ABSENT, True),
+        'head.task_config.with_motion_plan': (ABSENT, True),
+        'head.det_head.decouple_attn': (True,),
+        'head.det_head.decoder.score_threshold': (ABSENT, None),
+        'head.det_head.deformable_model.use_deformable_func': (True,),
+        'head.map_head.deformable_model.use_deformable_func': (True,),
+        'head.det_head.refine_layer.with_quality_estimation': (True,),
+        'head.det_head.refine_layer.refine_yaw': (True,),
+    }
     untraced = ()
     files = FILES
     ignores_places = True
@@ -350,8 +325,11 @@ class SparseDriveFamily(CameraFamily, SequenceFamily):
     data = SparseDriveData()
     graphs = staticmethod(graphs)
 
+    def camera_steps(self, cfg: Any) -> list[Mapping[str, Any]]:
+        return camera_steps(cfg)
+
     def build(self, cfg: Any) -> nn.Module:
-        self.models.check(cfg)
+        self.check_model(cfg)
         with with_files(cfg):
             return super().build(cfg)
 

@@ -6,13 +6,13 @@ Source of the dumps: woquyuna/StreamPETR deployV1.0 0e9eefe, tools/test_pth.py a
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mm2onnx_driving.common.camera import CameraData, CameraFamily, CameraModels
+from mm2onnx_driving.common.camera import CameraData, CameraFamily
 from mm2onnx_driving.common.camera_reference import CameraReference, array
 from mm2onnx_driving.common.runtime.query_boxes import PREDICTIONS
 from mm2onnx_driving.streampetr.graphs import graphs
@@ -30,7 +30,7 @@ from mm2onnx_driving.streampetr.steps import (
     tapped,
 )
 from mmdeploy_ext.base.errors import ConfigError, DataError
-from mmdeploy_ext.families.common.detector_parts import part_cfg
+from mmdeploy_ext.families.base import ABSENT, section_of
 from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.synthetic.info_files import generated_dataset
@@ -161,28 +161,11 @@ are float32 here and a step of float32 at 10 s is 1e-6 s.
 """
 
 
-def check_test_path(cfg: Any) -> None:
-    if not cfg.model.get('aux_2d_only', True):
-        raise ConfigError(
-            f'{cfg.filename}: model.aux_2d_only=False selects tokens with the 2D head at test time, which '
-            'is not supported; expected True'
-        )
-    head = part_cfg(cfg.model, 'pts_bbox_head')
-    decoder = (head.get('transformer') or {}).get('decoder') or {}
-    if decoder.get('post_norm_cfg', dict(type='LN')) is None:
-        raise ConfigError(
-            f'{cfg.filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is None, so the '
-            'branches would get outputs that are not normalised; expected a norm'
-        )
-
-
 class StreamPetrFamily(CameraFamily, SequenceFamily):
     name = 'streampetr'
-    models = CameraModels(
-        detectors=('Petr3D', 'Petr3DPTH', 'Petr3DONNX'),
-        heads=('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX'),
-        check_further=check_test_path,
-    )
+    detectors = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
+    heads = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
+    expects: ClassVar = {'aux_2d_only': (ABSENT, True)}  # without it the 2D head selects tokens at test time
     untraced = (
         *HEAD_METHODS[1:], 'pts_bbox_head.forward', '.forward', 'forward_test', 'simple_test',
         'simple_test_pts', 'prepare_location', 'forward_roi_head', 'decode', 'decode_single',
@@ -193,6 +176,13 @@ class StreamPetrFamily(CameraFamily, SequenceFamily):
     ignores_places = True  # its memory is in the last LiDAR frame
     ignored_prefixes = ('img_roi_head.', 'pts_bbox_head.code_weights', 'pts_bbox_head.match_costs')
     reference, graphs = staticmethod(StreamPetrReference), staticmethod(graphs)
+
+    def check_further(self, cfg: Any) -> None:
+        if section_of(cfg, 'pts_bbox_head.transformer.decoder').get('post_norm_cfg', dict()) is None:
+            raise ConfigError(
+                f'{cfg.filename}: model.pts_bbox_head.transformer.decoder.post_norm_cfg is None, so the '
+                'branches would get outputs that are not normalised; expected a norm'
+            )
 
     def check(self, cfg: Any, options: Options) -> None:
         super().check(cfg, options)

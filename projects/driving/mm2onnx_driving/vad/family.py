@@ -13,22 +13,21 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from torch import Tensor, nn
 
 from mm2onnx_driving.common.bev import (
+    EXPECTED,
     MEMORY,
-    SETTINGS,
     BevFamily,
     BevFrame,
     BevReference,
-    check_memory,
     frame_spec,
     with_sampling,
 )
-from mm2onnx_driving.common.camera import BevData, CameraModels, camera_graphs, can_bus_entry
+from mm2onnx_driving.common.camera import BevData, camera_graphs, can_bus_entry
 from mm2onnx_driving.common.camera_reference import array
 from mm2onnx_driving.common.runtime.query_boxes import PREDICTIONS
 from mm2onnx_driving.vad.runtime import DECIDED, FORM, OUTPUTS, VadFacts, frame_with_command
 from mm2onnx_driving.vad.steps import LINE_BOUNDS, bounds_of, predict
 from mmdeploy_ext.base.errors import ConfigError
-from mmdeploy_ext.families.common.detector_parts import part_cfg
+from mmdeploy_ext.families.base import ABSENT
 from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.families.common.samples import result
 from mmdeploy_ext.runtime.driving import DrivingScene, command_of
@@ -188,43 +187,12 @@ def undecided(head: nn.Module, outputs: Mapping[str, np.ndarray]) -> int:
     return int((np.abs(margins) <= TIE).sum())
 
 
-PUBLISHED = SETTINGS | dict(
-    ego_his_encoder=None,
-    ego_lcf_feat_idx=None,
-    map_code_size=2,
-    map_query_embed_type='instance_pts',
-    motion_det_score=None,
-    pe_normalization=True,
-    query_thresh=0.0,
-    query_use_fix_pad=False,
-    use_pe=True,
-)
-"""Setting of the head -> the only supported value."""
-ABSENT = SETTINGS | dict(
-    ego_his_encoder=None, ego_lcf_feat_idx=None, motion_det_score=None, pe_normalization=True
-)
-
-
 MAPS = ('boston-seaport', 'singapore-hollandvillage', 'singapore-onenorth', 'singapore-queenstown')
 MAP_LAYERS = (
     'polygon', 'line', 'node', 'drivable_area', 'road_segment', 'road_block', 'lane', 'ped_crossing',
     'walkway', 'stop_line', 'carpark_area', 'road_divider', 'lane_divider', 'traffic_light',
     'lane_connector',
 )  # fmt: skip
-
-
-def check_lines(cfg: Any) -> None:
-    """Raise ConfigError for a memory that is not kept, and for a range that drops lines."""
-    check_memory(cfg)
-    head = part_cfg(cfg.model, 'pts_bbox_head')
-    lines, limits = head['map_bbox_coder'], np.array(head['bbox_coder']['pc_range']).reshape(2, 3)[:, :2]
-    kept, inside = np.array(lines['post_center_range']).reshape(2, 2, 2), limits[:, None]
-    if lines.get('score_threshold') or (kept[0] > inside[0]).any() or (kept[1] < inside[1]).any():
-        raise ConfigError(
-            f'{cfg.filename}: model.pts_bbox_head.map_bbox_coder: post_center_range='
-            f'{lines["post_center_range"]}, score_threshold={lines.get("score_threshold")}; expected a range '
-            f'around pc_range, and no threshold, as in the published configs'
-        )
 
 
 def entries(rng: np.random.Generator) -> dict[str, Any]:
@@ -272,14 +240,18 @@ class VadData(BevData):
 
 class VadFamily(BevFamily):
     name, task, coder = 'vad', 'driving', 'CustomNMSFreeCoder'
-    models = CameraModels(
-        detectors=('VAD',),
-        heads=('VADHead',),
-        needed_settings=PUBLISHED,
-        absent_settings=ABSENT,
-        check_further=check_lines,
-        camera_settings=lambda cfg: part_cfg(cfg.model, 'pts_bbox_head').get('transformer') or {},
-    )
+    detectors, heads = ('VAD',), ('VADHead',)
+    expects = EXPECTED | {
+        'pts_bbox_head.ego_his_encoder': (ABSENT, None),
+        'pts_bbox_head.ego_lcf_feat_idx': (ABSENT, None),
+        'pts_bbox_head.map_code_size': (2,),
+        'pts_bbox_head.map_query_embed_type': ('instance_pts',),
+        'pts_bbox_head.motion_det_score': (ABSENT, None),
+        'pts_bbox_head.pe_normalization': (ABSENT, True),
+        'pts_bbox_head.query_thresh': (0.0,),
+        'pts_bbox_head.query_use_fix_pad': (False,),
+        'pts_bbox_head.use_pe': (True,),
+    }
     untraced = (
         '.forward', 'forward_test', 'simple_test', 'simple_test_pts', '.extract_feat', '.extract_img_feat',
         'map_pred2result', 'assign_pred_to_gt_vip3d', 'compute_*', 'pts_bbox_head.forward', 'get_bboxes',
@@ -292,6 +264,18 @@ class VadFamily(BevFamily):
     ignored_prefixes = ('pts_bbox_head.code_weights', 'pts_bbox_head.map_code_weights')
     data = VadData()
     reference, graphs = staticmethod(VadReference), staticmethod(graphs)
+
+    def check_further(self, cfg: Any) -> None:
+        """Raise ConfigError for a range that drops lines."""
+        head = self.head_of(cfg)
+        lines, limits = head['map_bbox_coder'], np.array(head['bbox_coder']['pc_range']).reshape(2, 3)[:, :2]
+        kept, inside = np.array(lines['post_center_range']).reshape(2, 2, 2), limits[:, None]
+        if lines.get('score_threshold') or (kept[0] > inside[0]).any() or (kept[1] < inside[1]).any():
+            raise ConfigError(
+                f'{cfg.filename}: model.pts_bbox_head.map_bbox_coder: post_center_range='
+                f'{lines["post_center_range"]}, score_threshold={lines.get("score_threshold")}; expected a '
+                'range around pc_range, and no threshold, as in the published configs'
+            )
 
     def facts(self, model: nn.Module) -> VadFacts:
         head = model.pts_bbox_head

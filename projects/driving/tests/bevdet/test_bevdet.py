@@ -4,7 +4,6 @@ Tolerances: ../shared/golden/bevdet/INDEX.md. The suite decodes stored maps; the
 """
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +12,9 @@ from mmdet3d.core.bbox import LiDARInstance3DBoxes
 from mmdet3d.models import build_head, build_model
 
 import bevdet_golden as golden
-from mm2onnx_driving.bevdet.family import box_facts
 from mm2onnx_driving.layers import lift_splat
 from mmdeploy_ext.base.config import load_config
 from mmdeploy_ext.base.taps import collect_taps
-from mmdeploy_ext.families.centerpoint.family import head_settings
 from mmdeploy_ext.upstream.models.catalogue import register_named
 
 META = dict(box_type_3d=LiDARInstance3DBoxes)
@@ -134,13 +131,3 @@ def test_every_step_is_upstreams(monkeypatch, prefix, threads):
         np.asarray(found['labels_3d']),
     ]
     same_boxes(got, result_of(stored, prefix), 5e-4 if name == 'r50' else 1e-2)
-
-
-def test_box_facts_are_those_of_centerpoint_and_a_scale_per_class():
-    cfg = load_config(golden.CONFIGS['r50'])
-    test = dict(cfg.model.test_cfg.pts, nms_type='rotate', nms_thr=0.2)
-    head = build_head(dict(cfg.model.pts_bbox_head, test_cfg=test))
-    facts, settings = box_facts(SimpleNamespace(pts_bbox_head=head)), head_settings(head)
-    scales = facts.pop('nms_scale')
-    assert [len(scale) for scale in scales] == facts['num_classes']
-    assert facts == settings | dict(post_center_limit_range=())

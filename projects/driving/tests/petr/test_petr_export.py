@@ -15,7 +15,7 @@ import toy_frames
 from eager_files import eager_row, names_of
 from marking import in_suite
 from mm2onnx_driving.petr import runtime
-from mm2onnx_driving.petr.family import PETR, PETRV2, SWEEPS, check_sweeps, start_gap_s
+from mm2onnx_driving.petr.family import SWEEPS, PetrFamily, PetrV2Family, start_gap_s
 from mmdeploy_ext.base.errors import ConfigError, InferenceError
 from mmdeploy_ext.families.base import find_family
 from mmdeploy_ext.families.synthetic.drive import synthetic_drive
@@ -75,7 +75,7 @@ def test_the_loop_of_dl4agx_gives_the_results_of_pytorch(toys, tmp_path, name, v
             assert dict(actual) == {entry['name']: len(entry['shape']) for entry in content[file][side]}
 
 
-@pytest.mark.parametrize(('family', 'pictures', 'cameras'), [(PETR, 8, 8), (PETRV2, 14, 7)])
+@pytest.mark.parametrize(('family', 'pictures', 'cameras'), [(PetrFamily(), 8, 8), (PetrV2Family(), 14, 7)])
 def test_a_sample_keeps_all_cameras_of_its_rig(family, pictures, cameras):
     matrices = np.stack([np.eye(4) * number for number in range(1, pictures + 1)])
     meta = dict(lidar2img=[*matrices], sample_idx='a')
@@ -90,9 +90,9 @@ def test_the_first_gap_is_the_middle_of_the_configs_range_of_sweeps():
         cfg = Config(dict(data=dict(test=dict(pipeline=[step]))), cfg_text='x', filename='toy.py')
         assert start_gap_s(cfg) == pytest.approx(sweeps * 0.083)
     cfg.data.test.pipeline[0].sweeps_num = 1
-    check_sweeps(cfg, 2)
+    PetrV2Family().check_further(cfg)
     with pytest.raises(ConfigError, match='sweeps_num=1, expected 0'):
-        check_sweeps(cfg, 1)
+        PetrFamily().check_further(cfg)
 
 
 def test_a_stale_embedding_gives_no_result(toys, exports, monkeypatch):

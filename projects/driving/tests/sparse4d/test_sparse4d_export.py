@@ -168,4 +168,4 @@ def test_frames_that_run_backwards_and_gaps_are_the_published_models(detector, p
 )
 def test_a_model_that_the_graphs_do_not_follow_is_refused(setting, value):
     with pytest.raises(ConfigError, match=setting):
-        Sparse4DFamily.models.check(load_config(toy.config, {f'model.{setting}': value}))
+        Sparse4DFamily().check_model(load_config(toy.config, {f'model.{setting}': value}))

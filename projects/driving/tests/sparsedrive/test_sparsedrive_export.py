@@ -255,4 +255,4 @@ def test_a_frame_without_a_command_is_refused(detector):
 )
 def test_a_model_that_the_graphs_do_not_follow_is_refused(setting, value):
     with pytest.raises(ConfigError, match=setting):
-        SparseDriveFamily.models.check(load_config(toy.config, {f'model.{setting}': value}))
+        SparseDriveFamily().check_model(load_config(toy.config, {f'model.{setting}': value}))

@@ -173,7 +173,7 @@ def test_the_encoder_of_lines_does_not_depend_on_the_order_of_points():
 )
 def test_a_model_that_the_graph_does_not_follow_is_refused(setting, value):
     with pytest.raises(ConfigError, match=setting.rpartition('.')[2]):
-        VadFamily.models.check(load_config(toy.config, {f'model.pts_bbox_head.{setting}': value}))
+        VadFamily().check_model(load_config(toy.config, {f'model.pts_bbox_head.{setting}': value}))
 
 
 UPSTREAM = 'c1ab248ec53c949e26bce00439e065cdc69be8612878c84049ab24af737fb6ac'
