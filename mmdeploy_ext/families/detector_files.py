@@ -26,7 +26,7 @@ from mmdeploy_ext.families.base import FAMILIES, Family, exported_options
 from mmdeploy_ext.families.contracts import contract_of
 from mmdeploy_ext.families.detector import Detector, rule_of
 from mmdeploy_ext.families.host_programs import hosted
-from mmdeploy_ext.families.images import traced_feeds
+from mmdeploy_ext.families.images import check_fed, traced_feeds
 from mmdeploy_ext.graphs.io.files import check_pair
 from mmdeploy_ext.graphs.passes.precision import check_patterns, in_precision
 from mmdeploy_ext.runtime.exported import check_same_export, files_of_family, model_files
@@ -146,7 +146,9 @@ def export_graphs(
     for graph in contract_of(family, options).graphs(prepared(detector.model), options):
         hosted_graph = hosted(family, graph, options, detector.rule, detector.model)
         example = graph.example
-        if not example:  # optional inputs that no picture gives have their defaults
+        if not example:
+            if images:
+                check_fed(family, graph.spec, inputs, any(any(image.border) for image in images))
             spec = hosted_graph.spec
             arrays = {name: array for name, array in inputs.items() if name in spec.input_names}
             arrays = spec.rounded(spec.with_defaults(arrays))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -126,6 +126,20 @@ def traced_feeds(family: ImageFamily, images: Sequence[PreparedImage], batch: in
     if not images:
         return {}
     return family.feeds([images[index % len(images)] for index in range(batch)], rescale=True)
+
+
+def check_fed(family: ImageFamily, spec: GraphSpec, feeds: Mapping[str, np.ndarray], padded: bool) -> None:
+    """Raise ConfigError for an input that `feeds` leaves out, so that every run would take its default.
+
+    `padded`: the images have rows or columns of padding above or left of them, which `border` gives.
+    """
+    unfed = [one.name for one in spec.inputs if one.name not in feeds and (padded or one.name != 'border')]
+    if unfed:
+        name = type(family).__name__
+        raise ConfigError(
+            f'{name}.spec has the input {unfed[0]!r}, and {name}.feeds returns {", ".join(feeds)}; expected '
+            'an array for each input of the spec'
+        )
 
 
 def batches(family: ImageFamily, images: Sequence[PreparedImage]) -> list[list[int]]:

@@ -106,6 +106,17 @@ def test_an_output_that_no_comparison_reads_is_an_error_of_the_spec(exported, mo
     assert len(failures) == 1 and 'output depth' in failures[0], failures
 
 
+def test_an_input_that_nothing_feeds_is_named(exported, monkeypatch):
+    _, folder = exported
+    feeds = FAMILIES['gauges'].feeds
+    monkeypatch.setattr(
+        FAMILIES['gauges'], 'feeds', lambda images, rescale: dict(images=feeds(images, False)['images'])
+    )
+    files = folder / 'config.py', folder / 'gauges.pth', folder / 'unfed.onnx'
+    with pytest.raises(ConfigError, match=r"GaugeFamily\.spec has the input 'scale_factor'"):
+        mmdeploy_ext.export(*files, height=64, width=64)
+
+
 def test_facts_that_are_not_registered_are_named(exported, monkeypatch):
     @dataclasses.dataclass(frozen=True)
     class GaugeFacts(Facts):
