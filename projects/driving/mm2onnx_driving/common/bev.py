@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from mm2onnx_driving.common.camera import BevData, CameraFamily, feature_maps
@@ -31,7 +30,6 @@ from mmdeploy_ext.families.common.box_conventions import (
     state_convention,
     stated,
 )
-from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.synthetic.moments import changed_drive, record_drive
@@ -312,9 +310,6 @@ class BevReference(CameraReference):
         record_of(frame, self.model.can_bus_orientation)
         return given_record(frame)
 
-    def hooks(self, frame: Frame) -> Mapping[nn.Module, Hook]:
-        return {self.head: lambda inputs, outputs: outputs}
-
     def data(self, frame: Frame, is_first: bool) -> dict[str, Any]:
         record, transformer = self.record(frame), self.head.transformer
         if not is_first and transformer.rotate_prev_bev:
@@ -322,6 +317,6 @@ class BevReference(CameraReference):
             size = self.head.bev_h, self.head.bev_w
             if ties := rotation_ties(degrees, transformer.rotate_center, size):
                 self._ties[frame.name] = ties
-        meta = dict(self.meta_of(frame), can_bus=record)
-        images = torch.from_numpy(np.array(frame.images, np.float32)).to(self.device)
-        return dict(return_loss=False, rescale=True, img=[images[None]], img_metas=[[meta]])
+        data = super().data(frame, is_first)
+        data['img_metas'][0][0]['can_bus'] = record
+        return data

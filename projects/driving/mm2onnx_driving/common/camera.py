@@ -211,11 +211,15 @@ class CameraData(SequenceData):
     Attributes:
         needed: fields of a `Frame` that samples and dumps must have.
         frame_of: makes a frame of pictures, infos and a rule; None: `frame_of_rig`.
+        dataset_type: data set that reads generated infos if the config's own cannot.
+        entries: of generated infos, see `write_infos`.
     """
 
     compared = PREDICTIONS
     needed: ClassVar[tuple[str, ...]] = ()
     frame_of: ClassVar[Callable[..., Frame] | None] = None
+    dataset_type: ClassVar[str] = 'CustomNuScenesDataset'
+    entries: ClassVar[Callable[..., dict[str, Any]] | None] = None
 
     def frame(self, data: Mapping[str, Any]) -> Frame:
         return loaded_frame(data, self.needed)
@@ -230,6 +234,10 @@ class CameraData(SequenceData):
         for rig in read_frames(infos, rule, root):
             yield frame_of(rig.read_pictures(), rig, rule)
 
+    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
+        dataset = dict(type=self.dataset_type)
+        return generated_dataset(folder, cfg, dataset, views=rule, entries=self.entries)
+
 
 # ---- frames with a record of motion
 
@@ -239,8 +247,6 @@ def can_bus_entry(rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 class BevData(CameraData):
-    """`dataset_type` reads generated infos with `entries`."""
-
     dataset_type = 'BevNuScenesDataset'
     entries = staticmethod(can_bus_entry)
     unread_fields = ('intrinsics', 'ego_pose', 'timestamp_s')
@@ -258,20 +264,15 @@ class BevData(CameraData):
             timestamp_s=frame.timestamp_s or 0.0,
         )
 
-    def generated_dataset(self, folder: Path, cfg: Any, rule: MultiViewRule) -> dict[str, Any]:
-        dataset = dict(type=self.dataset_type)
-        return generated_dataset(folder, cfg, dataset, views=rule, entries=self.entries)
-
 
 # ---- frames of detectors with a bank of instances
 
 
 class InstanceData(CameraData):
-    """Frames with pose and time; `entries` of generated infos, see `write_infos`."""
+    """Frames with pose and time."""
 
     unread_fields = ('intrinsics', 'scene_token')
     needed = ('ego_pose', 'timestamp_s')
-    entries: ClassVar[Callable[..., dict[str, Any]] | None] = None
 
     def frame(self, data: Mapping[str, Any]) -> Frame:
         frame = super().frame(data)

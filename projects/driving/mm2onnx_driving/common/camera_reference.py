@@ -3,7 +3,6 @@
 Glossary: N cameras, L decoder layers, Q queries.
 """
 
-import abc
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,14 +19,17 @@ from mmdeploy_ext.exporting.last_test import LastTest
 from mmdeploy_ext.families.common.lidar_parts import Hook, collected
 from mmdeploy_ext.families.common.samples import detections_in_1x
 from mmdeploy_ext.families.sequence_data import not_compared
+from mmdeploy_ext.families.synthetic.moments import special_drive
 from mmdeploy_ext.runtime import frame_checks
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
 from mmdeploy_ext.spec.preparation import MultiViewRule
 
 
-class CameraReference(abc.ABC):
+class CameraReference:
     """An unpatched detector in its own test path, which keeps its memory itself.
+
+    By default the loader gives `img` and `img_metas`, the head returns the outputs, and there is no memory.
 
     Attributes:
         reads: fields of a `Frame` that the detector reads besides its images.
@@ -54,33 +56,32 @@ class CameraReference(abc.ABC):
 
     # ---- what a family says
 
-    @abc.abstractmethod
     def data(self, frame: Frame, is_first: bool) -> dict[str, Any]:
         """Return a copied frame as the test loader gives it."""
+        images, meta = self.tensor(frame.images)[None], self.meta_of(frame)
+        return dict(return_loss=False, rescale=True, img=[images], img_metas=[[meta]])
 
-    @abc.abstractmethod
     def hooks(self, frame: Frame) -> Mapping[nn.Module, Hook]:
         """Return module -> function of its inputs and output that returns tensors by name."""
+        return {self.head: lambda inputs, outputs: outputs}
 
-    @abc.abstractmethod
     def forget(self) -> None:
         """Empty the memory of the detector."""
 
-    @abc.abstractmethod
     def memory(self) -> dict[str, np.ndarray]:
         """Return the memory after the last frame, with the runtime's names."""
+        return {}
 
-    @abc.abstractmethod
     def remember(self, state: StreamState) -> None:
         """Give the detector, with an empty memory, another memory."""
 
-    @abc.abstractmethod
     def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
         """See `SequenceReference`."""
+        return dict(network=[(self.model, 'forward')])
 
-    @abc.abstractmethod
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterable[Frame]:
         """See `SequenceReference`."""
+        return special_drive(sample)
 
     def voxel_layer(self) -> None:
         return None

@@ -27,7 +27,7 @@ from mmdeploy_ext.families.common.lidar_parts import OfModel
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.synthetic.moments import special_drive
 from mmdeploy_ext.graphs.passes.resize_conv import convolve_before_resize
-from mmdeploy_ext.runtime.frames import Frame, StreamState
+from mmdeploy_ext.runtime.frames import Frame
 from mmdeploy_ext.spec.options import Options
 from mmdeploy_ext.spec.preparation import MultiViewRule
 from mmdeploy_ext.spec.tensors import Graph, GraphSpec, TensorSpec
@@ -223,20 +223,8 @@ class LiftReference(CameraReference):
     def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
         return special_drive(sample, (0.5, 0.5, 0.5))
 
-    def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
-        return dict(network=[(self.model, 'forward')])
-
     def further_taps(self, frame: Frame) -> contextlib.AbstractContextManager[None]:
         return placed_in_float64(self.model.img_view_transformer)
-
-    def forget(self) -> None:
-        pass
-
-    def memory(self) -> dict[str, np.ndarray]:
-        return {}
-
-    def remember(self, state: StreamState) -> None:
-        pass
 
     def calibration_of(self, frame: Frame) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         """Return camera to key ego (N, 4, 4), intrinsics (N, 3, 3), and post_rots and post_trans."""

@@ -34,7 +34,6 @@ from mmdeploy_ext.families.base import ABSENT, section_of
 from mmdeploy_ext.families.common.lidar_parts import Hook
 from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.synthetic.info_files import generated_dataset
-from mmdeploy_ext.families.synthetic.moments import special_drive
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.spec.memory import MemorySpec
 from mmdeploy_ext.spec.options import Options
@@ -46,9 +45,6 @@ from mmdeploy_ext.spec.tensors import ColumnGroup
 
 class StreamPetrReference(CameraReference):
     reads, outputs = StreamPetrOnnx.reads, PREDICTIONS
-
-    def special_samples(self, rule: MultiViewRule, sample: Frame) -> Iterator[Frame]:
-        return special_drive(sample)
 
     def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
         embedding = 'embed_positions' if is_ours(self.head) else 'position_embeding'
@@ -93,9 +89,7 @@ class StreamPetrReference(CameraReference):
             ego_pose_inv=self.tensor(inverse),
             timestamp=torch.tensor(frame.timestamp_s, dtype=torch.float64, device=self.device),
         )
-        data = {key: [[value]] for key, value in numbers.items()}
-        pictures = [self.tensor(frame.images)[None]]
-        return dict(data, return_loss=False, rescale=True, img=pictures, img_metas=[[self.meta_of(frame)]])
+        return super().data(frame, is_first) | {key: [[value]] for key, value in numbers.items()}
 
 
 # ---- dump of a frame
