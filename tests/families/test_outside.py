@@ -80,8 +80,8 @@ def test_an_output_that_no_comparison_reads_is_an_error_of_the_spec(exported, mo
             super().__init__()
             self.network = network
 
-        def forward(self, images, scale_factor):
-            dets, labels = self.network(images, scale_factor)
+        def forward(self, *inputs):
+            dets, labels = self.network(*inputs)
             return dets, labels, dets[..., 4] * 7
 
     _, folder = exported
@@ -113,7 +113,7 @@ def test_an_input_that_nothing_feeds_is_named(exported, monkeypatch):
         FAMILIES['gauges'], 'feeds', lambda images, rescale: dict(images=feeds(images, False)['images'])
     )
     files = folder / 'config.py', folder / 'gauges.pth', folder / 'unfed.onnx'
-    with pytest.raises(ConfigError, match=r"GaugeFamily\.spec has the input 'scale_factor'"):
+    with pytest.raises(ConfigError, match=r"GaugeFamily\.spec has the input 'img_shape'"):
         mmdeploy_ext.export(*files, height=64, width=64)
 
 

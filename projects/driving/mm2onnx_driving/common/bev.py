@@ -31,7 +31,6 @@ from mmdeploy_ext.families.common.box_conventions import (
     stated,
 )
 from mmdeploy_ext.families.common.options import CONVENTIONS
-from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.synthetic.moments import changed_drive, record_drive
 from mmdeploy_ext.graphs.passes.grid_sample import replace_grid_sample
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS, TIE_CELLS, YAW_DEG, rotation_ties
@@ -199,7 +198,7 @@ def check_encoder(filename: str, transformer: Mapping[str, Any]) -> None:
             )
 
 
-class BevFamily(CameraFamily, SequenceFamily):
+class BevFamily(CameraFamily):
     """`coder` is the only supported type of the box coder."""
 
     coder = CODER

@@ -30,6 +30,7 @@ from mmdeploy_ext.families.base import Claim, check_settings, section_of
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.samples import check_dumped, only, picture_files, result
 from mmdeploy_ext.families.contracts import PUBLISHED
+from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.sequence_data import SequenceData
 from mmdeploy_ext.families.synthetic.info_files import generated_dataset, write_infos
 from mmdeploy_ext.runtime.bev_motion import CAN_BUS
@@ -378,8 +379,8 @@ def is_one_of(types: Sequence[str], part: Mapping[str, Any]) -> bool:
     return name in types
 
 
-class CameraFamily:
-    """Methods of families of several cameras; derive from this class before `SequenceFamily`.
+class CameraFamily(SequenceFamily):
+    """The base class of families of several cameras.
 
     Attributes:
         detectors, heads: supported types; a class that derives from one is supported, too.
@@ -391,7 +392,6 @@ class CameraFamily:
     heads: ClassVar[tuple[str, ...]]
     head_key: ClassVar[str] = 'pts_bbox_head'
     cameras_at: ClassVar[str] = ''
-    expects: ClassVar[Mapping[str, tuple[Any, ...]]]
     samples, memory = 'frames', True
     settings = PUBLISHED
     result = staticmethod(result)

@@ -24,7 +24,6 @@ from mmdeploy_ext.base.config import refused_values, replaced_entry, test_pipeli
 from mmdeploy_ext.base.errors import ConfigError
 from mmdeploy_ext.families.base import ABSENT
 from mmdeploy_ext.families.common.lidar_parts import OfModel
-from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.synthetic.moments import special_drive
 from mmdeploy_ext.graphs.passes.resize_conv import convolve_before_resize
 from mmdeploy_ext.runtime.frames import Frame
@@ -44,7 +43,7 @@ EXPECTED = {
 """`expects` of families that lift pictures."""
 
 
-class LiftFamily(CameraFamily, SequenceFamily):
+class LiftFamily(CameraFamily):
     expects = EXPECTED
     ignores_places = True  # the motion is composed in float64
     data = LiftData()

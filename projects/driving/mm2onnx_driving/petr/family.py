@@ -35,7 +35,6 @@ from mmdeploy_ext.families.base import ABSENT
 from mmdeploy_ext.families.common.box_conventions import check_coder, note_convention, state_convention
 from mmdeploy_ext.families.common.lidar_parts import Hook, OfModel
 from mmdeploy_ext.families.common.options import CONVENTIONS
-from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.synthetic.info_files import generated_dataset
 from mmdeploy_ext.families.synthetic.moments import special_drive
 from mmdeploy_ext.runtime.frames import Frame, StepResult, StreamState
@@ -362,7 +361,7 @@ def valid_for(frames: int) -> dict[str, str]:
     return {name: duration for duration, listed in names.items() for name in listed}
 
 
-class PetrFamily(CameraFamily, SequenceFamily):
+class PetrFamily(CameraFamily):
     """`Petr3D` with a head that sees one frame, or two (`frames`)."""
 
     name, frames = 'petr', 1

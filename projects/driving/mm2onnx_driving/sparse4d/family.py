@@ -41,7 +41,6 @@ from mmdeploy_ext.families.base import ABSENT, Claim
 from mmdeploy_ext.families.common import samples
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.lidar_parts import Hook
-from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.spec.memory import InstanceRows, MemorySpec
 from mmdeploy_ext.spec.options import Options
@@ -211,7 +210,7 @@ class Sparse4DData(InstanceData):
     compared = PREDICTIONS
 
 
-class Sparse4DFamily(CameraFamily, SequenceFamily):
+class Sparse4DFamily(CameraFamily):
     name = 'sparse4d'
     detectors, heads, head_key = ('Sparse4D',), ('Sparse4DHead',), 'head'
     cameras_at = 'head.deformable_model'

@@ -47,7 +47,6 @@ from mmdeploy_ext.base.config import replaced_entry
 from mmdeploy_ext.families.base import ABSENT
 from mmdeploy_ext.families.common.detector_parts import part_cfg
 from mmdeploy_ext.families.common.samples import result
-from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.runtime.driving import DrivingScene
 from mmdeploy_ext.spec.memory import InstanceRows, MemorySpec
 from mmdeploy_ext.spec.options import Options
@@ -298,7 +297,7 @@ def with_files(cfg: Any) -> Iterator[bool]:
         yield
 
 
-class SparseDriveFamily(CameraFamily, SequenceFamily):
+class SparseDriveFamily(CameraFamily):
     name, task = 'sparsedrive', 'driving'
     detectors, heads, head_key = ('SparseDrive',), ('SparseDriveHead',), 'head'
     cameras_at = 'head.det_head.deformable_model'

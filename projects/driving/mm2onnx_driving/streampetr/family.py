@@ -32,7 +32,6 @@ from mm2onnx_driving.streampetr.steps import (
 from mmdeploy_ext.base.errors import ConfigError, DataError
 from mmdeploy_ext.families.base import ABSENT, section_of
 from mmdeploy_ext.families.common.lidar_parts import Hook
-from mmdeploy_ext.families.sequence import SequenceFamily
 from mmdeploy_ext.families.synthetic.info_files import generated_dataset
 from mmdeploy_ext.runtime.frames import Frame, StreamState
 from mmdeploy_ext.spec.memory import MemorySpec
@@ -155,7 +154,7 @@ are float32 here and a step of float32 at 10 s is 1e-6 s.
 """
 
 
-class StreamPetrFamily(CameraFamily, SequenceFamily):
+class StreamPetrFamily(CameraFamily):
     name = 'streampetr'
     detectors = ('Petr3D', 'Petr3DPTH', 'Petr3DONNX')
     heads = ('StreamPETRHead', 'StreamPETRHeadPTH', 'StreamPETRHeadONNX')
