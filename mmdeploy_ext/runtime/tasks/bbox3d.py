@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.runtime.bird_eye import box_corners
 from mmdeploy_ext.spec import matching
 from mmdeploy_ext.spec.results import Pair
 
@@ -126,21 +127,12 @@ def _other_gaps(
     gap = np.abs(difference)
     velocity = gap[:, 7:9].max(axis=-1)
     if corner_bar is not None:
-        corners, candidate_corners = _corners(reference.boxes), _corners(candidate.boxes)
+        corners, candidate_corners = box_corners(reference.boxes), box_corners(candidate.boxes)
         corner = np.linalg.norm(corners[rows] - candidate_corners[columns], axis=-1).max(axis=-1)
         return [('corner', corner, corner_bar), ('velocity', velocity, corner_bar)]
     turns = np.abs((difference[:, 6] + np.pi) % (2 * np.pi) - np.pi)
     size = gap[:, 3:6].max(axis=-1)
     return [('size', size, SIZE_BAR), ('yaw', turns, YAW_BAR), ('velocity', velocity, VELOCITY_BAR)]
-
-
-def _corners(boxes: np.ndarray) -> np.ndarray:
-    signs = np.stack(np.meshgrid(*[(-0.5, 0.5)] * 3, indexing='ij'), -1).reshape(8, 3)
-    length, width, height = boxes[:, None, 3:6].astype(np.float64).transpose(2, 0, 1)
-    x, y, z = length * signs[:, 0], width * signs[:, 1], height * signs[:, 2]
-    cos, sin = np.cos(boxes[:, None, 6], dtype=np.float64), np.sin(boxes[:, None, 6], dtype=np.float64)
-    turned = np.stack([cos * x - sin * y, sin * x + cos * y, z], -1)
-    return boxes_centre(boxes)[:, None] + turned
 
 
 def pair_of(
