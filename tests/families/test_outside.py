@@ -109,11 +109,9 @@ def test_an_output_that_no_comparison_reads_is_an_error_of_the_spec(exported, mo
 def test_an_input_that_nothing_feeds_is_named(exported, monkeypatch):
     _, folder = exported
     feeds = FAMILIES['gauges'].feeds
-    monkeypatch.setattr(
-        FAMILIES['gauges'], 'feeds', lambda images, rescale: dict(images=feeds(images, False)['images'])
-    )
+    monkeypatch.setattr(FAMILIES['gauges'], 'feeds', lambda images, rescale: feeds(images, False))
     files = folder / 'config.py', folder / 'gauges.pth', folder / 'unfed.onnx'
-    with pytest.raises(ConfigError, match=r"GaugeFamily\.spec has the input 'img_shape'"):
+    with pytest.raises(ConfigError, match=r"GaugeFamily\.spec has the input 'scale_factor'"):
         mmdeploy_ext.export(*files, height=64, width=64)
 
 
