@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmdeploy_ext.base.errors import DataError, UsageError
-from mmdeploy_ext.engines.base import attempt, record_runs
+from mmdeploy_ext.engines.base import record_runs
 from mmdeploy_ext.exporting.int8 import digest
 from mmdeploy_ext.exporting.precision_plan import KeptResults
 from mmdeploy_ext.families.contracts import contract_of
@@ -22,6 +22,7 @@ from mmdeploy_ext.graphs.io import files as graph_files
 from mmdeploy_ext.graphs.passes.precision import with_fp16_metadata
 from mmdeploy_ext.proving.explain import matched
 from mmdeploy_ext.proving.frames import NearOrigin, Sweeps, open_runner, open_sides, read_files
+from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.pictures import (
     InputReference,
     Pictures,
@@ -31,27 +32,26 @@ from mmdeploy_ext.proving.pictures import (
     read_picture_file,
     results_of_file,
 )
+from mmdeploy_ext.proving.subject import Sample, Step, Subject
 from mmdeploy_ext.runtime.detect import make_feeds, prepare
 from mmdeploy_ext.runtime.detections import with_labels
 from mmdeploy_ext.runtime.tasks import match_bars
 from mmdeploy_ext.spec.results import HALF
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     import numpy as np
     import onnx
 
-    from mmdeploy_ext.engines import Backend
     from mmdeploy_ext.families.contracts import Contract
     from mmdeploy_ext.families.detector import Detector
     from mmdeploy_ext.proving.file_checks import ExportedFile
-    from mmdeploy_ext.proving.subject import Subject
     from mmdeploy_ext.spec.options import Options
-    from mmdeploy_ext.spec.results import DetectionRow, MetricRow
+    from mmdeploy_ext.spec.results import Case, DetectionRow, MetricRow
 
-    Rows = Callable[[Sequence[str], contextlib.ExitStack], Iterator[Sequence[DetectionRow]]]
-    """Files -> rows of each sample, compared with PyTorch."""
+    Rows = Callable[[Sequence[str], contextlib.ExitStack], 'Kept']
+    """Files -> the subject of their results; the stack closes its engines."""
 
 
 def on_files(
@@ -71,8 +71,40 @@ def on_files(
 def rows_judged(rows_of: Rows, paths: Sequence[str]) -> KeptResults:
     """Return the results that files of an export keep on samples; `rows_of` is from `Kind.rows_kept`."""
     with contextlib.ExitStack() as stack:
-        samples = [*rows_of(paths, stack)]
-    return dataclasses.replace(kept_of([row for rows in samples for row in rows]), samples=len(samples))
+        cases, _, _ = compare(rows_of(paths, stack))
+    rows = [row for case in cases for row in case.detections]
+    return dataclasses.replace(kept_of(rows), samples=len(cases))
+
+
+class Kept(Subject):
+    """Results of PyTorch, which ran once, and of changed files; by half precision's bars, with ties.
+
+    `given`: titles, PyTorch's results, what computes them again, and what runs the files.
+    """
+
+    again, bars = -1, HALF
+
+    def __init__(self, like: Subject, given: Sequence[tuple[Any, ...]]) -> None:
+        """Take task, settings and module of a subject."""
+        self.task, self.settings, self.module, self.given = like.task, like.settings, like.module, given
+
+    def sample(self, entry: tuple[Any, ...], index: int, mode: str) -> Sample:
+        titles, *run = entry
+        return Sample(titles[0], run, titles=titles)
+
+    def want(self, sample: Sample, state: Any) -> Step:
+        return Step()
+
+    def got(self, sample: Sample, state: Any) -> Step:
+        *_, run = sample.data
+        return Step(facts=dict(results=run()))
+
+    def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case:
+        """Match here: the loop excuses no ties below float32."""
+        expected, again, _ = sample.data
+        results = [one[:0] for one in expected] if isinstance(got, Exception) else got.facts['results']
+        rows = matched(self, sample.titles, expected, results, again, **match_bars(self.task, HALF))
+        return dataclasses.replace(case, detections=rows)
 
 
 def kept_of(rows: Sequence[DetectionRow]) -> KeptResults:
@@ -130,43 +162,30 @@ def rows_of_pictures(
             used |= digests
             reference = entry if isinstance(entry, InputReference) else InputReference(detector, entry)
             references.append((reference, reference.results, functools.cache(reference.run)))
-        found.append(functools.partial(_picture_rows, file, engine, references))
+        found.append(functools.partial(_of_pictures, file, engine, references, detector))
     return found
 
 
-def _picture_rows(
+def _of_pictures(
     file: ExportedFile,
     engine: Mapping[str, Any],
     references: Sequence[tuple[InputReference, Sequence[Any], Callable[[], Any]]],
+    detector: Detector,
     paths: Sequence[str],
     stack: contextlib.ExitStack,
-) -> Iterator[Sequence[DetectionRow]]:
+) -> Kept:
     changed = dataclasses.replace(file, path=paths[0])
     backend = stack.enter_context(open_backend({'engine': 'onnxruntime', **engine}, changed))
-    for reference, expected, run in references:
-        titles = [title for title, _ in reference.input.sources]
-        subject = Pictures(reference.detector, backend)
-        results = functools.partial(_picture_results, reference, backend)
-        yield _rows(subject, titles, expected, results, run)
 
+    def run(reference: InputReference) -> Sequence[Any]:
+        outputs = with_labels(backend.infer(reference.feeds_of(backend.metadata)))
+        return results_of_file(reference, backend.metadata, outputs)
 
-def _rows(
-    subject: Subject,
-    titles: Sequence[str],
-    expected: Sequence[Any],
-    run_file: Callable[[], Sequence[Any]],
-    run: Callable[[], Sequence[Any]],
-) -> tuple[DetectionRow, ...]:
-    """Match a sample by half precision's bars; it has ties, which the loop leaves out below float32."""
-    subject.bars, results = HALF, attempt(run_file)
-    if isinstance(results, Exception):
-        results = [result[:0] for result in expected]
-    return matched(subject, titles, expected, results, run, **match_bars(subject.task, HALF))
-
-
-def _picture_results(reference: InputReference, backend: Backend) -> Sequence[Any]:
-    outputs = with_labels(backend.infer(reference.feeds_of(backend.metadata)))
-    return results_of_file(reference, backend.metadata, outputs)
+    given = [
+        ([title for title, _ in reference.input.sources], *expected, functools.partial(run, reference))
+        for reference, *expected in references
+    ]
+    return Kept(Pictures(detector, backend), given)
 
 
 def rows_of_frames(
@@ -195,11 +214,11 @@ def rows_of_frames(
         if has_memory:
             runs = [functools.partial(copy.copy, results) for results in expected]
         rows = [*zip(part, expected, runs, strict=True)]
-        found.append(functools.partial(_frame_rows, detector, options, files, engine, rows))
+        found.append(functools.partial(_of_frames, detector, options, files, engine, rows))
     return found
 
 
-def _frame_rows(
+def _of_frames(
     detector: Detector,
     options: Options,
     files: Sequence[ExportedFile],
@@ -207,13 +226,15 @@ def _frame_rows(
     references: Sequence[tuple[Any, Any, Callable[[], Any]]],
     paths: Sequence[str],
     stack: contextlib.ExitStack,
-) -> Iterator[Sequence[DetectionRow]]:
+) -> Kept:
     changed = [dataclasses.replace(file, path=path) for file, path in zip(files, paths, strict=True)]
     sides = open_sides(detector, changed, options, engine, stack)
-    subject = Sweeps(sides, sides.reference, ())
-    for frame, expected, run in references:
-        results = functools.partial(lambda frame: [sides.runner.step(frame).detections], frame)
-        yield _rows(subject, ['results'], expected, results, run)
+
+    def run(frame: Any) -> Sequence[Any]:
+        return [sides.runner.step(frame).detections]
+
+    given = [(['results'], *expected, functools.partial(run, frame)) for frame, *expected in references]
+    return Kept(Sweeps(sides, sides.reference, ()), given)
 
 
 def _unseen(
