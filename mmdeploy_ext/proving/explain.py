@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmdeploy_ext.base.arrays import ArrayDistance
 from mmdeploy_ext.base.errors import one_line
 from mmdeploy_ext.runtime.tasks import match, match_bars, task_module
 from mmdeploy_ext.spec.comparison import DRAWS, ROUNDINGS, compare_named, compare_tensors
@@ -24,6 +26,14 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec.results import Case, DetectionRow, TensorRow
 
     Run = Callable[[], Sequence[Any]]
+
+
+ROUNDED = 5e-3
+"""Largest difference, relative to the largest value, that rounded factors (TF32, fp16) explain."""
+MOST_AXES, MOST_IMAGES = 5, 4
+"""Limits of axes, and of images of a batch, for trying all orders."""
+EXACT = 1e-5
+"""Largest relative difference that the order of float32 sums explains; beyond it an output is wrong."""
 
 
 def rounding_of(
@@ -89,6 +99,7 @@ def tensor_rows(
         rows += compare_named(*sides, subject.rtol, rounding=rounding, bars=subject.bars)
     elif any(sides):
         rows += compare_tensors(*sides, subject.spec, rounding, subject.bars)
+    rows = [_diagnosed(row, *sides, subject.is_foreign) for row in rows]
     return want, got, [*rows, *got.rows]
 
 
@@ -197,3 +208,71 @@ def cosine_rows(subject: Subject, want: Sequence[Any], got: Sequence[Any]) -> li
         found = matched_rows(*sides, pairing.matched, bars)
         rows += [dataclasses.replace(row, tensor=row.tensor + suffix) for row in found]
     return rows
+
+
+# What may have happened to a wrong output.
+
+
+def _diagnosed(
+    row: TensorRow, expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], is_foreign: bool
+) -> TensorRow:
+    name = row.tensor.partition(' [')[0]
+    if row.passed or name not in expected or name not in got:
+        return row
+    diagnosis = diagnose(expected[name], got[name], is_foreign)
+    return dataclasses.replace(row, reason=f'{row.reason}; {diagnosis}') if diagnosis else row
+
+
+def diagnose(expected: np.ndarray, got: np.ndarray, is_foreign: bool = True) -> str:
+    """Describe a wrong output, or ''; `is_foreign`: of an engine that may round factors."""
+    if _is_constant(got) and not _is_constant(expected):
+        return f'every value is {got.flat[0]:g}'
+    if order := _other_order(expected, got):
+        return order
+    if not is_foreign or expected.shape != got.shape or expected.size < 2 or got.dtype.kind != 'f':
+        return ''
+    if not (np.isfinite(expected).all() and np.isfinite(got).all()):
+        return ''
+    distance = ArrayDistance(got, expected)
+    if distance.scale > 0 and EXACT < distance.max_rel <= ROUNDED:
+        return (
+            f"within {100 * distance.max_rel:.2g} % of PyTorch's largest value everywhere, which rounded "
+            'factors would explain: check for TF32 or float16'
+        )
+    return ''
+
+
+def _is_constant(array: np.ndarray) -> bool:
+    """Whether an array of floats has several values, all equal and not NaN."""
+    return array.size > 1 and array.dtype.kind == 'f' and bool((array == array.flat[0]).all())
+
+
+def _other_order(expected: np.ndarray, got: np.ndarray) -> str:
+    """Describe exchanged images of a batch or exchanged axes, or ''."""
+    if expected.ndim != got.ndim or not 0 < expected.ndim <= MOST_AXES or got.dtype.kind != 'f':
+        return ''
+    if expected.shape == got.shape and 2 <= len(got) <= MOST_IMAGES:
+        for order in list(itertools.permutations(range(len(got))))[1:]:  # the first is the order that it has
+            if ArrayDistance(got[list(order)], expected).max_rel <= EXACT:
+                return f'the images of the batch are in another order: {", ".join(map(str, order))}'
+    for axes in list(itertools.permutations(range(got.ndim)))[1:]:
+        moved = got.transpose(axes)
+        if moved.shape == expected.shape and ArrayDistance(moved, expected).max_rel <= EXACT:
+            return f'axes are in another order: {", ".join(map(str, axes))}'
+    return ''
+
+
+def exchanged(
+    subject: Subject,
+    titles: Sequence[str],
+    want: Sequence[Any],
+    got: Sequence[Any],
+    rows: Sequence[DetectionRow],
+) -> tuple[DetectionRow, ...]:
+    """Say in failed rows of a batch that its results are right in another order of the images."""
+    is_right = all(row.passed for row in rows)
+    for images in itertools.permutations(got) if not is_right and 2 <= len(got) <= MOST_IMAGES else ():
+        if all(row.passed for row in matched(subject, titles, want, images)):
+            reason = 'the images of the batch are exchanged'
+            return tuple(dataclasses.replace(row, reason=f'{row.reason}; {reason}') for row in rows)
+    return tuple(rows)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mmdeploy_ext.base.cli import tracked
 from mmdeploy_ext.base.errors import one_line
 from mmdeploy_ext.engines.base import Clock, attempt
-from mmdeploy_ext.proving.explain import cosine_rows, explained, matched, tensor_rows
+from mmdeploy_ext.proving.explain import cosine_rows, exchanged, explained, matched, tensor_rows
 from mmdeploy_ext.spec.comparison import compare_named, failed_row, same_bits
 from mmdeploy_ext.spec.results import Case, failed_detections
 from mmdeploy_ext.spec.tensors import DEFAULT_RTOL
@@ -126,7 +126,8 @@ def judge(
         named = (dataclasses.replace(row, image=f'{row.image}, against ONNX Runtime') for row in engines)
         case = dataclasses.replace(case, engines=tuple(named))
     detections = matched(subject, sample.titles, want.results, got.results, run, run)
-    return dataclasses.replace(case, detections=detections)
+    sides = want.results, got.results
+    return dataclasses.replace(case, detections=exchanged(subject, sample.titles, *sides, detections))
 
 
 def _failed(subject: Subject, case: Case, sample: Sample, want: Step, error: Exception) -> Case:

@@ -584,6 +584,7 @@ class Pictures(Subject):
         self.bars = bars_of(backend.computes_in or metadata.precision)
         self.given = [input_of(entry) for entry in inputs]
         self.again = smallest(self.given) if inputs else 0
+        self.is_foreign = runtime is not None
         self.computed = {id(one.input): one for one in inputs if isinstance(one, InputReference)}
         self.compares_values = any(tensor.compare == 'values' for tensor in metadata.spec.outputs)
         self.unread, self.watch, self.pairs = Unread(metadata.spec), Watch(), []

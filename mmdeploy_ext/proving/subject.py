@@ -168,6 +168,7 @@ class Subject(abc.ABC):
         given: what `sample` makes samples of, in order.
         again: index of the one that runs again at the end; -1: none, as of stored results.
         all_outputs: name of the row of a failed step without results.
+        is_foreign: the file ran on an engine that may round, such as TF32.
     """
 
     spec: GraphSpec | None = None
@@ -180,6 +181,7 @@ class Subject(abc.ABC):
     given: Collection[Any] = ()
     again = 0
     all_outputs = 'all outputs'
+    is_foreign = False
 
     def entries(self, mode: str) -> Collection[Any]:
         """Return what a pass runs, of which PyTorch's results may choose some."""

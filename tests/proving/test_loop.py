@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import mmdeploy_ext
 import toy_atss
 import toy_centerpoint
 import toy_parts
@@ -342,6 +345,38 @@ def test_pytorch_in_float64_gets_the_files_own_tensors_not_the_compared_ones():
     )
     (line,) = failures(subject)
     assert 'z' in line and [*subject.given_step.tensors] == ['y']
+
+
+def test_an_output_in_another_order_is_named_so():
+    subject = Sums()
+    altered(
+        subject, 'got', lambda step: dataclasses.replace(step, tensors={'y': step.tensors['y'][::-1]}), (3,)
+    )
+    (line,) = failures(subject)
+    assert line.endswith('the images of the batch are in another order: 1, 0')
+
+
+SUBJECTS = dict(
+    module='ModuleProof',
+    drive='Drives',
+    pictures='Pictures',
+    sweeps='Sweeps',
+    backbone='Backbone',
+    kit='Kit',
+    dump='ImageDump',
+    frame_dump='FrameDump',
+    heads='Heads',
+    calls='Calls',
+    whole='Whole',
+)
+"""Adapter -> its class."""
+
+
+def test_every_subject_of_the_package_keeps_the_contract():
+    texts = (path.read_text(encoding='utf-8') for path in Path(mmdeploy_ext.__file__).parent.rglob('*.py'))
+    found = {name for text in texts for name in re.findall(r'^class (\w+)\(Subject\)', text, re.MULTILINE)}
+    assert ADAPTERS.keys() - {'sums'} == SUBJECTS.keys()
+    assert found == {*SUBJECTS.values(), 'Kept'}  # it counts results and judges none
 
 
 def test_a_missing_tensor_fails():

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.base.arrays import ArrayDistance, load_arrays
+from mmdeploy_ext.base.arrays import load_arrays
 from mmdeploy_ext.base.errors import DataError, UsageError, on_inputs, one_line, shape_text
 from mmdeploy_ext.base.files import will_read
 from mmdeploy_ext.base.typed_json import parse_json
 from mmdeploy_ext.bench.kit.contents import KIT_HASH, KitCase, KitGraph, name_of_stem, read_manifest
 from mmdeploy_ext.engines.base import attempt
 from mmdeploy_ext.proving.drive_run import MODES, SHORT_DRIVE, Drives
-from mmdeploy_ext.proving.explain import matched
 from mmdeploy_ext.proving.loop import compare
 from mmdeploy_ext.proving.subject import Sample, Step, Subject
 from mmdeploy_ext.runtime.detect import results_of, runtime_of
@@ -37,17 +35,6 @@ if TYPE_CHECKING:
     from mmdeploy_ext.spec.tensors import GraphSpec, TensorSpec
 
 
-# Names the kind of a wrong output: constant, in another order, rounded.
-
-
-ROUNDED = 5e-3
-"""Largest difference, relative to the largest value, that rounded factors (TF32, fp16) explain."""
-MOST_AXES, MOST_IMAGES = 5, 4
-"""Limits of axes, and of images of a batch, for trying all orders."""
-EXACT = 1e-5
-"""Largest relative difference that the order of float32 sums explains; beyond it an output is wrong."""
-
-
 def misfit(array: np.ndarray, tensor: TensorSpec) -> str:
     """Difference of an array's dtype or shape from a graph's tensor, or ''."""
     if array.dtype != np.dtype(tensor.dtype):
@@ -57,45 +44,6 @@ def misfit(array: np.ndarray, tensor: TensorSpec) -> str:
     )
     shape = shape_text(array.shape)
     return '' if fits else f'shape: got {shape}, expected {tensor.shape_text()}'
-
-
-def is_constant(array: np.ndarray) -> bool:
-    """Whether an array of floats has several values, all equal and not NaN."""
-    return array.size > 1 and array.dtype.kind == 'f' and bool((array == array.flat[0]).all())
-
-
-def exchanged(expected: np.ndarray, got: np.ndarray) -> str:
-    """Describe exchanged images of a batch or exchanged axes, or ''."""
-    if expected.ndim != got.ndim or expected.ndim > MOST_AXES or got.dtype.kind != 'f':
-        return ''
-    if expected.shape == got.shape and 2 <= len(got) <= MOST_IMAGES:
-        for order in list(itertools.permutations(range(len(got))))[1:]:  # the first is the order that it has
-            if ArrayDistance(got[list(order)], expected).max_rel <= EXACT:
-                return f'the images of the batch are in another order: {", ".join(map(str, order))}'
-    for axes in list(itertools.permutations(range(got.ndim)))[1:]:
-        moved = got.transpose(axes)
-        if moved.shape == expected.shape and ArrayDistance(moved, expected).max_rel <= EXACT:
-            return f'axes are in another order: {", ".join(map(str, axes))}'
-    return ''
-
-
-def diagnose(expected: np.ndarray, got: np.ndarray) -> str:
-    """Describe a wrong output, or ''."""
-    if is_constant(got) and not is_constant(expected):
-        return f'every value is {got.flat[0]:g}'
-    if order := exchanged(expected, got):
-        return order
-    if expected.shape != got.shape or expected.size < 2 or got.dtype.kind != 'f':
-        return ''
-    if not (np.isfinite(expected).all() and np.isfinite(got).all()):
-        return ''
-    distance = ArrayDistance(got, expected)
-    if distance.scale > 0 and EXACT < distance.max_rel <= ROUNDED:
-        return (
-            f"within {100 * distance.max_rel:.2g} % of PyTorch's largest value everywhere, which rounded "
-            'factors would explain: check for TF32 or float16'
-        )
-    return ''
 
 
 # Reads an engine's outputs of the cases of a kit, in the formats of engines' tools.
@@ -286,7 +234,7 @@ def notes_on(manifest: Manifest, is_named: bool, is_chained: bool) -> Iterator[s
 class Kit(Subject):
     """PyTorch's results in a kit, and an engine's outputs in a folder; `given`: cases and names of runs."""
 
-    again = -1
+    again, is_foreign = -1, True
 
     def __init__(self, folder: Path, outputs: Path, precision: str | None) -> None:
         self.folder, self.outputs, self.manifest = folder, outputs, read_manifest(folder)
@@ -352,23 +300,11 @@ class Kit(Subject):
         return want, got, ()
 
     def judged(self, sample: Sample, want: Step, got: Step | Exception, case: Case) -> Case:
-        """Say what may have happened to outputs; of wrong tensors no results are matched."""
-        if isinstance(got, Exception):
-            return case
-        rows = tuple(_explained(row, want.tensors, got.tensors) for row in case.tensors)
-        case = dataclasses.replace(case, tensors=rows)
-        if any(not row.passed and row not in got.rows for row in rows):
-            return dataclasses.replace(case, detections=())
-        failed = [row for row in case.detections if not row.passed]
-        results = got.results if isinstance(got.results, list | tuple) and failed else ()
-        for images in itertools.permutations(results) if 2 <= len(results) <= MOST_IMAGES else ():
-            if all(row.passed for row in matched(self, sample.titles, want.results, images)):
-                reason = 'the images of the batch are exchanged'
-                wrong = (
-                    dataclasses.replace(row, reason=f'{row.reason}; {reason}') for row in case.detections
-                )
-                return dataclasses.replace(case, detections=tuple(wrong))
-        return case
+        """Of wrong tensors no results are matched."""
+        wrong = not isinstance(got, Exception) and any(
+            not row.passed and row not in got.rows for row in case.tensors
+        )
+        return dataclasses.replace(case, detections=()) if wrong else case
 
     def drive(self, mode: str) -> tuple[SequenceRow, list[Case]]:
         """Judge the frames of one mode as a drive; return it, and cases of outputs of a wrong form."""
@@ -475,13 +411,3 @@ def add_drift(run: DriveRun) -> None:
             if tensor.startswith('memory ') and ratio is not None and ratio > limit:
                 fault = f'the {tensor} differs from the one that PyTorch passes to the next frame'
                 run.faults[fault].append(f'{names[index]} ({ratio:.3g} times its tolerance)')
-
-
-def _explained(
-    row: TensorRow, expected: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray]
-) -> TensorRow:
-    name = row.tensor.partition(' [')[0]
-    if row.passed or name not in expected or name not in arrays:
-        return row
-    diagnosis = diagnose(expected[name], arrays[name])
-    return dataclasses.replace(row, reason=f'{row.reason}; {diagnosis}') if diagnosis else row

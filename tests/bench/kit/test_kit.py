@@ -13,11 +13,12 @@ from kits import ATSS
 from mmdeploy_ext.base.errors import DataError, UsageError
 from mmdeploy_ext.bench.kit.contents import kit_hash
 from mmdeploy_ext.bench.kit.engine_files import DETECT, RUNNERS
-from mmdeploy_ext.bench.kit.judge import diagnose, judge, title_of, to_json
+from mmdeploy_ext.bench.kit.judge import judge, title_of, to_json
 from mmdeploy_ext.bench.kit.local_run import run_kit
 from mmdeploy_ext.bench.kit.runners import run_onnxruntime
 from mmdeploy_ext.bench.kit.writer import write_readme
 from mmdeploy_ext.cli import judge_app, kit_app
+from mmdeploy_ext.proving.explain import diagnose
 from wrong_outputs import FAULTS, rewritten
 
 LARGEST_BYTES = 20_000_000
