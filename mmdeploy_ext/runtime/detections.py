@@ -1,3 +1,5 @@
+"""Results of one image or frame: boxes, instances, segments, and how files give them."""
+
 from __future__ import annotations
 
 import abc
@@ -67,6 +69,20 @@ class Scored(Rows, abc.ABC):
                 entry['score'] = round(float(score), 6)
             entries.append(entry | self.place(index))
         return entries
+
+    def to_supervision(self, classes: tuple[str, ...] = ()) -> Any:
+        """Return the boxes and masks of an image as `supervision.Detections`, with class names if given."""
+        import supervision
+
+        masks, boxes = getattr(self, 'masks', None), getattr(self, 'bboxes_xyxy', None)
+        if masks is None and boxes is None:
+            raise InferenceError(f'{type(self).__name__} has neither boxes nor masks in an image')
+        if boxes is None:
+            boxes = np.array([bounding_box(mask) for mask in masks]).reshape(-1, 4)
+        names = [classes[label] if label < len(classes) else str(label) for label in self.labels]
+        masks = None if masks is None else masks > 0
+        data = dict(class_name=np.array(names, str))
+        return supervision.Detections(boxes.astype(np.float32), masks, self.scores, self.labels, data=data)
 
     def by_class(self, rows: np.ndarray, num_classes: int) -> list[np.ndarray]:
         """Split `rows` (n, ...) by label."""

@@ -1,9 +1,10 @@
 """Pictures of detections: where colours and labels are, never how the picture looks as a whole."""
 
 import numpy as np
+import pytest
 
 from mmdeploy_ext.runtime import draw
-from mmdeploy_ext.runtime.detections import Detections
+from mmdeploy_ext.runtime.detections import Detections, Instances
 
 GREY = np.full((300, 400, 3), 127, np.uint8)
 
@@ -37,3 +38,12 @@ def test_outlines_are_drawn_in_place_of_boxes():
 def test_boxes_below_the_threshold_are_left_out():
     assert (draw.draw_detections(GREY, one([50, 100, 200, 250], score=0.2), ['cat'], 0.3) == GREY).all()
     assert (draw.draw_detections(GREY, one([50, 100, 200, 250], score=0.2), ['cat'], 0.1) != GREY).any()
+
+
+def test_results_become_those_of_supervision_with_boxes_of_masks():
+    pytest.importorskip('supervision')
+    masks = np.zeros((1, 8, 8), bool)
+    masks[0, 2:4, 1:5] = True
+    found = Instances(masks, np.float32([0.5]), np.array([0])).to_supervision(('disc',))
+    assert found.xyxy.tolist() == [[1, 2, 5, 4]] and found.data['class_name'].tolist() == ['disc']
+    assert found.mask.sum() == 8 and found.confidence.tolist() == [0.5]
