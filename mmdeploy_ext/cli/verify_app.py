@@ -70,7 +70,8 @@ def run(args: argparse.Namespace) -> int:
 
         files, _ = kind.read(str(args.onnx_file))
         images = kind.images_of_difference(detector, kind.public_samples)
-        verdict.notes += difference_lines(detector, files, images, verdict)
+        with cli.progress('looking for the first difference'):
+            verdict.notes += difference_lines(detector, files, images, verdict)
     return proof.show(verdict, detector, args)
 
 
