@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from mmdeploy_ext.families.sequence_data import SequenceReference
+    from mmdeploy_ext.families.sequence import SequenceReference
     from mmdeploy_ext.runtime.frames import Stepper
     from mmdeploy_ext.spec.options import Options
     from mmdeploy_ext.spec.tensors import Graph, TensorSpec

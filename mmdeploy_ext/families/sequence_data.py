@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.errors import DataError
-from mmdeploy_ext.runtime.frames import Stepper
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
     from pathlib import Path
 
     import numpy as np
@@ -89,34 +87,3 @@ def scene_tokens(dataset: Dataset, required: bool = True) -> list[str]:
             f'of frames is unknown; make the info file with {tool("synthetic infos")}'
         )
     return [str(info['scene_token']) for info in infos]
-
-
-def not_compared(names: Collection[str]) -> list[str]:
-    """Return the sentence about results that a reference does not read, or []."""
-    return [f'not compared of the results of your test path: {", ".join(sorted(names))}'] if names else []
-
-
-class SequenceReference(Stepper, Protocol):
-    """The user's model of frames or sweeps, unpatched, in its own test path; `rule` of `preprocess_rule`."""
-
-    model: torch.nn.Module
-    """The model with its weights."""
-
-    def timed_methods(self) -> dict[str, list[tuple[object, str]]]:
-        """Part of a sample -> (owner, method) that computes it, for a benchmark.
-
-        Parts are the keys of the runner's `graph_seconds`; other time counts for a part 'head'.
-        """
-
-    def voxel_layer(self) -> tuple[torch.nn.Module, str, int] | None:
-        """Return mmcv's `Voxelization`, the coordinate order 'xyz' or 'zyx', and the point width; or None."""
-
-    def special_samples(self, rule: Any, sample: Frame | Sweep) -> Iterable[Frame | Sweep]:
-        """Unusual samples, made of another sample.
-
-        For a model with a memory they are one drive, in which poses, motion, times or picture order change at
-        the end, after a frame with pictures of one colour.
-        """
-
-    def plain_sample(self, rule: Any, sample: Sweep) -> Sweep:
-        """A nearly empty sample, such as one point; for models without a memory."""

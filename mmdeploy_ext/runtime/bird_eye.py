@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from mmdeploy_ext.runtime.draw import class_colour, class_name, track_colour, write
+from mmdeploy_ext.runtime.geometry import box_corners
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,14 +48,6 @@ def rotated_nms(boxes: np.ndarray, threshold: float) -> np.ndarray:
 
     boxes = np.ascontiguousarray(boxes, np.float32)
     return np.flatnonzero(rotated_loops.keep_best(boxes, np.float32(threshold)))
-
-
-def bev_corners(boxes: np.ndarray) -> np.ndarray:
-    """Corners (n, 4, 2) float64 of boxes (n, 5), from positive x, y; one negative side: clockwise."""
-    half = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2 * boxes[:, None, 2:4]
-    cos, sin = np.cos(boxes[:, None, 4]), np.sin(boxes[:, None, 4])
-    rotated = np.stack([cos * half[..., 0] - sin * half[..., 1], sin * half[..., 0] + cos * half[..., 1]], -1)
-    return boxes[:, None, :2] + rotated
 
 
 def intersection_area(corners: np.ndarray, other_corners: np.ndarray) -> float:
@@ -100,18 +93,6 @@ class BoxLayer:
     def caption(self) -> str:
         count = len(self.detections)
         return f'{self.title}: {count} box' if count == 1 else f'{self.title}: {count} boxes'
-
-
-def box_corners(boxes: np.ndarray) -> np.ndarray:
-    """Corners (n, 8, 3) of boxes (n, 9): four below, then four above.
-
-    Boxes: x, y, z of the bottom's middle, three sizes, yaw, velocity x, y; z up. Yaw in radians from x to y,
-    along the first size. Four corners: front left, front right, rear right, rear left.
-    """
-    boxes = np.asarray(boxes, np.float64)
-    flat = bev_corners(boxes[:, [0, 1, 3, 4, 6]])[:, [0, 3, 2, 1]]
-    heights = np.repeat([boxes[:, 2], boxes[:, 2] + boxes[:, 5]], 4, axis=0).T
-    return np.concatenate([np.tile(flat, (1, 2, 1)), heights[..., None]], -1)
 
 
 def bird_eye(

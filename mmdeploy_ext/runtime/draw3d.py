@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from mmdeploy_ext.runtime.bird_eye import DARK, WHITE, BoxLayer, bird_eye, box_corners
+from mmdeploy_ext.runtime.bird_eye import DARK, WHITE, BoxLayer, bird_eye
 from mmdeploy_ext.runtime.draw import FONT, overlaps, text_colour, write
+from mmdeploy_ext.runtime.geometry import box_corners
 from mmdeploy_ext.spec.preparation import CAMERAS
 
 if TYPE_CHECKING:

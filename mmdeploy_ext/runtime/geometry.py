@@ -1,4 +1,4 @@
-"""Poses, quaternions, overlaps of boxes, and scores of logits. Needs numpy only."""
+"""Poses, quaternions, corners and overlaps of boxes, and scores of logits. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -81,3 +81,23 @@ def rotation_of(quaternion: np.ndarray) -> np.ndarray:
     w, (x, y, z) = quaternion[0], quaternion[1:]
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     return np.eye(3) + 2 * (w * cross + cross @ cross) / (quaternion @ quaternion)
+
+
+def bev_corners(boxes: np.ndarray) -> np.ndarray:
+    """Corners (n, 4, 2) float64 of boxes (n, 5), from positive x, y; one negative side: clockwise."""
+    half = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2 * boxes[:, None, 2:4]
+    cos, sin = np.cos(boxes[:, None, 4]), np.sin(boxes[:, None, 4])
+    rotated = np.stack([cos * half[..., 0] - sin * half[..., 1], sin * half[..., 0] + cos * half[..., 1]], -1)
+    return boxes[:, None, :2] + rotated
+
+
+def box_corners(boxes: np.ndarray) -> np.ndarray:
+    """Corners (n, 8, 3) of boxes (n, 9): four below, then four above.
+
+    Boxes: x, y, z of the bottom's middle, three sizes, yaw, velocity x, y; z up. Yaw in radians from x to y,
+    along the first size. Four corners: front left, front right, rear right, rear left.
+    """
+    boxes = np.asarray(boxes, np.float64)
+    flat = bev_corners(boxes[:, [0, 1, 3, 4, 6]])[:, [0, 3, 2, 1]]
+    heights = np.repeat([boxes[:, 2], boxes[:, 2] + boxes[:, 5]], 4, axis=0).T
+    return np.concatenate([np.tile(flat, (1, 2, 1)), heights[..., None]], -1)

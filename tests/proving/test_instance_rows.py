@@ -1,6 +1,6 @@
 """Instances of a memory that is chosen anew in every frame: ties, errors and tracks."""
 
-import types
+import dataclasses
 
 import numpy as np
 import pytest
@@ -115,7 +115,8 @@ LINES = InstanceRows(
     confidence='line_confidence',
     first_scores='first_line_scores',
 )
-FRAME = types.SimpleNamespace(name='a', scene_token='', timestamp_s=0.0, ego_pose=np.eye(4))
+FIELDS = dict(name='a', scene_token='', timestamp_s=0.0, ego_pose=np.eye(4))
+FRAME = dataclasses.make_dataclass('Moment', FIELDS)(**FIELDS)
 
 
 def with_lines(sides, order, confidence):

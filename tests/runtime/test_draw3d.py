@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmdeploy_ext.runtime.bird_eye import BoxLayer, bird_eye, box_corners
+from mmdeploy_ext.runtime.bird_eye import BoxLayer, bird_eye
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.draw import class_colour
 from mmdeploy_ext.runtime.draw3d import (
@@ -13,6 +13,7 @@ from mmdeploy_ext.runtime.draw3d import (
     in_drawn_order,
     project_segments,
 )
+from mmdeploy_ext.runtime.geometry import box_corners
 
 CLASSES = [f'class {index}' for index in range(10)]
 INTRINSIC = np.array([[100.0, 0, 160, 0], [0, 100, 90, 0], [0, 0, 1, 0], [0, 0, 0, 1]])

@@ -14,7 +14,7 @@ from mmdeploy_ext.families.common.lidar_parts import Hook, bev_of, collected, pa
 from mmdeploy_ext.families.common.options import CONVENTIONS
 from mmdeploy_ext.families.common.pillars import width_of_points
 from mmdeploy_ext.families.common.samples import BOX_TYPES, detections_in_1x
-from mmdeploy_ext.families.sequence_data import not_compared
+from mmdeploy_ext.families.sequence import not_compared
 from mmdeploy_ext.families.synthetic.moments import plain_sweep
 from mmdeploy_ext.runtime.detections3d import Detections3D
 from mmdeploy_ext.runtime.frames import StepResult, Sweep

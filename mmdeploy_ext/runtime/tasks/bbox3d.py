@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmdeploy_ext.runtime.bird_eye import box_corners
+from mmdeploy_ext.runtime.geometry import box_corners
 from mmdeploy_ext.spec import matching
 from mmdeploy_ext.spec.results import Pair
 

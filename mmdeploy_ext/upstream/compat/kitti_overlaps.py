@@ -19,7 +19,8 @@ def overlaps(
         criterion: divide the common area by the union (-1), the first (0) or second box (1), or not (2).
         device_id: unused, as in mmdet3d.
     """
-    from mmdeploy_ext.runtime.bird_eye import bev_corners, intersection_areas
+    from mmdeploy_ext.runtime.bird_eye import intersection_areas
+    from mmdeploy_ext.runtime.geometry import bev_corners
 
     sides = [np.asarray(side, np.float64) * (1, 1, 1, 1, -1) for side in (boxes, query_boxes)]
     corners = [bev_corners(side) for side in sides]

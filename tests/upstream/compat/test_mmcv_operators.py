@@ -13,7 +13,8 @@ compat.apply()
 
 import mmcv.ops  # noqa: E402
 
-from mmdeploy_ext.runtime.bird_eye import bev_corners, intersection_area  # noqa: E402
+from mmdeploy_ext.runtime.bird_eye import intersection_area  # noqa: E402
+from mmdeploy_ext.runtime.geometry import bev_corners  # noqa: E402
 from mmdeploy_ext.upstream.compat import mmcv_operators  # noqa: E402
 
 EXTENSION = sys.modules['mmcv._ext']

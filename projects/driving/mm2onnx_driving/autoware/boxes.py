@@ -21,9 +21,9 @@ from mm2onnx_driving.folder_rules import node_cells
 from mmdeploy_ext.base.commands import tool
 from mmdeploy_ext.base.errors import ModelFileError
 from mmdeploy_ext.base.violations import errors
-from mmdeploy_ext.runtime.bird_eye import bev_corners, circle_nms, intersection_area
+from mmdeploy_ext.runtime.bird_eye import circle_nms, intersection_area
 from mmdeploy_ext.runtime.detections3d import Detections3D
-from mmdeploy_ext.runtime.geometry import exact_sigmoid
+from mmdeploy_ext.runtime.geometry import bev_corners, exact_sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

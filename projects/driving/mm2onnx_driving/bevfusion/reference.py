@@ -18,7 +18,7 @@ from mmdeploy_ext.base.taps import tap
 from mmdeploy_ext.exporting.last_test import LastTest
 from mmdeploy_ext.families.common.lidar_parts import Hook, collected
 from mmdeploy_ext.families.common.samples import detections
-from mmdeploy_ext.families.sequence_data import not_compared
+from mmdeploy_ext.families.sequence import not_compared
 from mmdeploy_ext.families.synthetic.moments import fused_frames, plain_moment
 from mmdeploy_ext.runtime.calibration import MATRICES, check_calibration
 from mmdeploy_ext.runtime.detections3d import Detections3D
