@@ -139,6 +139,15 @@ def test_a_file_of_nncf_does_so_and_its_ranges_and_corrections_fit_the_values(by
     assert where in found if fault else not found
 
 
+@pytest.mark.parametrize('factor', [4, 0.5])
+def test_ranges_that_are_all_too_wide_or_all_too_narrow_are_found(by_ort, factor):
+    file = by_nncf(by_ort)
+    names = {tensor.name for tensor in file.graph.initializer if tensor.name.endswith('_scale')}
+    for name in names & {'x_scale', 'ra_scale', 'rb_scale', 's_scale'}:
+        file = changed(file, name, lambda scale: scale * factor)
+    assert differences(file)
+
+
 @pytest.mark.parametrize('fault', ['', *WRONG, 'bias', 'range of an input'])
 def test_a_file_of_operators_on_codes_is_compared_too(tmp_path, fault):
     onnx.save(export(), tmp_path / 'm.onnx')
